@@ -1,0 +1,251 @@
+"""Train the bundled reference model from the CPython standard library of this machine.
+
+    python scripts/train_reference.py --out build/reference --epochs 3
+    python scripts/train_reference.py --out build/reference --install src/secateur/models/reference
+
+A small Llama (grouped-query attention, SwiGLU, tied embeddings) with a byte-level BPE tokenizer, both made from the
+``stdlib-train`` texts only (`secateur.calibration.sources.python_texts`). Weight matrices are optimised by Muon, the
+rest by AdamW; the learning rate warms up, stays, and falls linearly to zero over the last part of the run. Stop it at
+any time and run the same command again: it goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from secateur.calibration.sources.base import TextSource
+from secateur.calibration.sources.python_texts import StdlibHeldout, StdlibTrain
+
+VOCABULARY, WINDOW, WINDOWS_A_STEP = 4096, 512, 16
+BOS, EOS, PAD = "<|begin|>", "<|end|>", "<|pad|>"
+MUON_RATE, ADAM_RATE, WARMUP_STEPS, DECAY_SHARE = 0.02, 2e-3, 100, 0.4
+SEED = 1
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the training texts; encoding adds the begin token, as Llama's tokenizers do."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=WINDOW
+    )
+
+
+def _texts(source: TextSource) -> list[str]:
+    return [text for _, text in source.texts()]
+
+
+def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=torch.float32,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    """One document each: begin token, text, end token."""
+    return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
+
+
+def windows_of(documents: list[list[int]], seed: int) -> torch.Tensor:
+    """``[windows, WINDOW + 1]``: documents in a shuffled order, joined, cut with one token of overlap for the targets."""
+    order = list(range(len(documents)))
+    random.Random(seed).shuffle(order)
+    stream = torch.tensor([token for index in order for token in documents[index]])
+    count = (len(stream) - 1) // WINDOW
+    starts = torch.randperm(count, generator=torch.Generator().manual_seed(seed)) * WINDOW
+    return stream[starts[:, None] + torch.arange(WINDOW + 1)]
+
+
+def mean_loss(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
+    """Mean cross-entropy per token in nats."""
+    model.eval()
+    total = 0.0
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for batch in windows.split(8):
+            total += loss_of(model, batch).item() * len(batch)
+    model.train()
+    return total / len(windows)
+
+
+def loss_of(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+
+
+def unigram_perplexity(documents: list[list[int]], heldout: torch.Tensor) -> float:
+    """Of the held-out targets under the training texts' token frequencies, one added to each count."""
+    counts = torch.ones(VOCABULARY, dtype=torch.float64)
+    for document in documents:
+        counts += torch.bincount(torch.tensor(document), minlength=VOCABULARY)
+    log_probability = (counts / counts.sum()).log()
+    return math.exp(-log_probability[heldout[:, 1:].flatten()].mean().item())
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    decay_start = int(steps * (1 - DECAY_SHARE))
+    if step < WARMUP_STEPS:
+        return (step + 1) / WARMUP_STEPS
+    return 1.0 if step < decay_start else (steps - step) / (steps - decay_start)
+
+
+def optimizers_of(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(matrices, lr=MUON_RATE, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def train(out: Path, epochs: float, minutes: float, compiled: bool) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    train_texts, heldout_texts = _texts(StdlibTrain()), _texts(StdlibHeldout())
+    if not (out / "tokenizer.json").exists():
+        train_tokenizer(train_texts).save_pretrained(out)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
+    documents, heldout_documents = encode(tokenizer, train_texts), encode(tokenizer, heldout_texts)
+    heldout = windows_of(heldout_documents, SEED)
+    epoch_tokens = sum(map(len, documents))
+    steps_an_epoch = (epoch_tokens // WINDOW) // WINDOWS_A_STEP
+    steps = int(steps_an_epoch * epochs)
+
+    torch.manual_seed(SEED)
+    model = LlamaForCausalLM(model_config(tokenizer))
+    model.train()
+    optimizers = optimizers_of(model)
+    base_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    step, seconds, curve = 0, 0.0, []
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        step, seconds, curve = state["step"], state["seconds"], state["curve"]
+    run = torch.compile(model) if compiled else model
+    print(f"{epoch_tokens:,} training tokens an epoch; step {step} of {steps}", flush=True)
+
+    started, epoch, windows, recent = time.monotonic() - seconds, -1, torch.empty(0), []
+    stop_at = time.monotonic() + minutes * 60
+    while step < steps:
+        if step // steps_an_epoch != epoch:
+            epoch = step // steps_an_epoch
+            windows = windows_of(documents, SEED + epoch)
+        first = (step % steps_an_epoch) * WINDOWS_A_STEP
+        for optimizer, base in zip(optimizers, base_rates, strict=True):
+            optimizer.param_groups[0]["lr"] = base * learning_rate_factor(step, steps)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(run, windows[first : first + WINDOWS_A_STEP])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        step += 1
+        recent.append(loss.item())
+        if step % 20 == 0:
+            rate = step * WINDOW * WINDOWS_A_STEP / (time.monotonic() - started)
+            print(f"step {step} loss {sum(recent) / len(recent):.4f} {rate:.0f} tokens/s", flush=True)
+        if step % 100 == 0 or step == steps:
+            held = mean_loss(model, heldout[:96])
+            curve.append({"step": step, "train_loss": sum(recent) / len(recent), "heldout_loss": held})
+            recent = []
+            print(f"step {step} held-out perplexity {math.exp(held):.3f}", flush=True)
+            state = {
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "step": step,
+                "seconds": time.monotonic() - started,
+                "curve": curve,
+            }
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            if time.monotonic() > stop_at:
+                print("stopped; run the same command again to go on", flush=True)
+                return
+    finish(out, model, heldout, documents, {"epochs": epochs, "steps": steps, "curve": curve, "seconds": time.monotonic() - started})
+
+
+def finish(
+    out: Path, model: LlamaForCausalLM, heldout: torch.Tensor, documents: list[list[int]], facts: dict[str, object]
+) -> None:
+    model.to(torch.bfloat16).save_pretrained(out)
+    saved = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
+    perplexity, unigram = math.exp(mean_loss(saved, heldout)), unigram_perplexity(documents, heldout)
+    facts |= {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_files": len(documents),
+        "tokens_an_epoch": sum(map(len, documents)),
+        "heldout_tokens": heldout[:, 1:].numel(),
+        "heldout_perplexity": perplexity,
+        "unigram_perplexity": unigram,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "window": WINDOW,
+        "tokens_a_step": WINDOW * WINDOWS_A_STEP,
+        "seed": SEED,
+    }
+    (out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"held-out perplexity {perplexity:.3f}, of a unigram model {unigram:.1f}", flush=True)
+
+
+def install(out: Path, target: Path) -> None:
+    """Copy what the package carries: configuration, weights, tokenizer, the record of the training."""
+    target.mkdir(parents=True, exist_ok=True)
+    names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    for name in [*names, "training.json"]:
+        shutil.copyfile(out / name, target / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/reference"))
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop at a checkpoint after this long")
+    parser.add_argument("--eager", action="store_true", help="no torch.compile (which needs a C++ compiler): half as fast")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--install", type=Path, help="copy a finished training into the package instead")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.install:
+        install(arguments.out, arguments.install)
+    else:
+        train(arguments.out, arguments.epochs, arguments.minutes, not arguments.eager)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""The same sparsity everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from secateur.allocation.base import Allocation, LinearSize
+
+
+@dataclass(frozen=True)
+class Uniform(Allocation):
+    """The same sparsity for every linear."""
+
+    def sparsities(self, linears: Sequence[LinearSize], target: float) -> Mapping[str, float]:
+        return {linear.name: target for linear in linears}

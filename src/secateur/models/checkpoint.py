@@ -1,0 +1,149 @@
+"""A folder of safetensors files, read one tensor at a time and patched in place.
+
+Secateur never holds a whole model: it copies the checkpoint's own files and overwrites the bytes of the tensors it
+pruned. Every other byte, the sharding and the file headers stay as they were (docs/decisions/0002).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from secateur.errors import ModelError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor's bytes lie in its file."""
+
+    file: str
+    start: int
+    stop: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """The tensors of a model folder by name. Raises ``ModelError`` when files are missing, truncated or damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.files = self._find_files()
+        self._places: dict[str, _Place] = {}
+        for file in self.files:
+            self._places |= self._read_header(file)
+
+    def _find_files(self) -> list[str]:
+        if (self.folder / INDEX).is_file():
+            index = json.loads((self.folder / INDEX).read_text())
+            files = sorted(set(index["weight_map"].values()))
+        elif (self.folder / WEIGHTS).is_file():
+            files = [WEIGHTS]
+        else:
+            others = sorted(p.name for p in self.folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".gguf"})
+            found = f"it has {', '.join(others[:3])}, which Secateur does not read" if others else "it has no weights"
+            raise ModelError(
+                f"The model folder {self.folder} has no {WEIGHTS} and no {INDEX}; {found}. Save it again with "
+                "save_pretrained (safetensors)."
+            )
+        for file in files:
+            if not (self.folder / file).is_file():
+                raise ModelError(f"{self.folder / INDEX} names {file}, but that file is missing; download it again.")
+        return files
+
+    def _read_header(self, file: str) -> dict[str, _Place]:
+        path = self.folder / file
+        try:
+            with safe_open(path, framework="pt"):  # checks the header against the file's length
+                pass
+            with path.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(length))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(
+                f"The weight file {path} ({path.stat().st_size:,} bytes) is truncated or damaged: {error}. "
+                "Download or save it again."
+            ) from error
+        header.pop("__metadata__", None)
+        return {
+            name: _Place(
+                file,
+                8 + length + entry["data_offsets"][0],
+                8 + length + entry["data_offsets"][1],
+                entry["dtype"],
+                tuple(entry["shape"]),
+            )
+            for name, entry in header.items()
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._places[name].shape
+
+    @property
+    def parameters(self) -> int:
+        """Stored numbers, all tensors together."""
+        return sum(torch.Size(place.shape).numel() for place in self._places.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum((self.folder / file).stat().st_size for file in self.files)
+
+    def dtype(self) -> torch.dtype:
+        """The floating dtype that most of the stored bytes have."""
+        sizes: dict[str, int] = {}
+        for place in self._places.values():
+            sizes[place.dtype] = sizes.get(place.dtype, 0) + place.stop - place.start
+        known = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+        floating = {name: size for name, size in sizes.items() if name in known}
+        if not floating or max(sizes, key=sizes.__getitem__) not in known:
+            raise ModelError(
+                f"The weights in {self.folder} are stored as {', '.join(sorted(sizes))}; Secateur prunes fp32, bf16 and "
+                "fp16 weights. Quantised checkpoints cannot be pruned."
+            )
+        return known[max(floating, key=floating.__getitem__)]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, as stored."""
+        with safe_open(self.folder / self._places[name].file, framework="pt") as file:
+            return file.get_tensor(name)
+
+    def patch(self, tensors: dict[str, Tensor]) -> None:
+        """Overwrite tensors in place; each must have the shape and dtype it is stored with. Durable on return."""
+        touched = set()
+        for name, tensor in tensors.items():
+            place = self._places[name]
+            raw = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1).data
+            if len(raw) != place.stop - place.start or tuple(tensor.shape) != place.shape:
+                raise ModelError(f"{name} is stored as {place.dtype} {place.shape}; it cannot become {tensor.dtype} {tuple(tensor.shape)}.")
+            with (self.folder / place.file).open("r+b") as stream:
+                stream.seek(place.start)
+                stream.write(raw)
+            touched.add(place.file)
+        for file in touched:
+            with (self.folder / file).open("r+b") as stream:
+                os.fsync(stream.fileno())
+
+    def copy_to(self, folder: Path) -> Checkpoint:
+        """Copy every file of the model folder (not its sub-folders) but other formats' weights; the copy's checkpoint."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self.folder.iterdir()):
+            skipped = path.suffix in {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"} or path.name.startswith(".")
+            if path.is_file() and not skipped and path.name not in {"README.md", "manifest.json", "training.json"}:
+                shutil.copyfile(path, folder / path.name)
+        return Checkpoint(folder)

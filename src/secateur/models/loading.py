@@ -1,0 +1,72 @@
+"""Loading a whole model and its tokenizer, for generation and evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from secateur.errors import ModelError, UsageError
+from secateur.models.checkpoint import Checkpoint
+from secateur.models.skeleton import DTYPES, read_config
+
+MAX_LENGTH = 2048
+"""Sample length when the model allows it: what the field's programs use."""
+
+
+def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model, in evaluation mode. ``dtype`` ``None``: as stored. Raises ``ModelError`` when it cannot be loaded."""
+    checkpoint = Checkpoint(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or checkpoint.dtype(), trust_remote_code=False, use_safetensors=True
+        )
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise ModelError(f"transformers cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder. Raises ``ModelError`` when there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(
+            f"The model folder {folder} has no tokenizer that transformers can load ({' '.join(str(error).split())[:200]}). "
+            "Copy the tokenizer files of the original model into it."
+        ) from error
+    # Long documents are tokenised whole and cut into windows afterwards; the tokenizer's own limit would only warn.
+    tokenizer.model_max_length = int(1e30)
+    return tokenizer
+
+
+def max_positions(folder: Path) -> int | None:
+    """How many positions the model was made for, from its config; ``None`` when it does not say."""
+    found = getattr(read_config(folder).get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def pick_device(device: str) -> str:
+    """``auto`` to ``cuda`` where there is one, else ``cpu``. Raises ``UsageError`` for a device this machine lacks."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"The device {device!r} was asked for, but PyTorch sees no CUDA GPU here; use --device cpu.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"PyTorch has no device {device!r} here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def pick_dtype(name: str) -> torch.dtype | None:
+    """``auto`` (as stored) to ``None``, or one of ``DTYPES`` by name."""
+    return None if name == "auto" else DTYPES[name]
+
+
+def quiet_transformers() -> None:
+    """Only errors from transformers: its progress bars and advice are not ours to print."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,55 @@
+"""What pruning did to each linear, noted block by block so that an interrupted run can go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from secateur.journal import Journal
+
+
+@dataclass(frozen=True)
+class LinearRecord:
+    """One pruned linear. ``sparsity`` was asked, ``pruned`` weights went, ``zeros`` are zero in the saved tensor (a
+    weight that was kept may have been zero before). ``tokens``: calibration tokens behind its statistics."""
+
+    name: str
+    key: str
+    block: int
+    outputs: int
+    inputs: int
+    sparsity: float
+    pruned: int
+    zeros: int
+    tokens: int
+    seconds: float
+    transposed: bool = False
+    notes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> int:
+        return self.outputs * self.inputs
+
+
+class BlockJournal:
+    """The records of the blocks pruned so far, one line of a journal each."""
+
+    def __init__(self, path: Path) -> None:
+        self._journal = Journal(path)
+        self.blocks = {
+            entry["block"]: [LinearRecord(**record) for record in entry["linears"]] for entry in self._journal.entries
+        }
+
+    def add(self, block: int, records: list[LinearRecord]) -> None:
+        self._journal.append({"block": block, "linears": [asdict(record) for record in records]})
+        self.blocks[block] = records
+
+    def records(self) -> list[LinearRecord]:
+        return [record for block in sorted(self.blocks) for record in self.blocks[block]]
+
+
+def achieved_sparsity(records: Iterable[LinearRecord]) -> float:
+    """Share of zeros among the prunable weights."""
+    found = list(records)
+    return sum(record.zeros for record in found) / max(1, sum(record.weights for record in found))

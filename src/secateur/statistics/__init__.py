@@ -1,0 +1,7 @@
+"""What the inputs of a linear looked like over the calibration tokens."""
+
+from secateur.statistics.base import InputStatistics, Statistic
+from secateur.statistics.gram import Gram
+from secateur.statistics.norms import ColumnNorms
+
+__all__ = ["ColumnNorms", "Gram", "InputStatistics", "Statistic"]
