@@ -197,7 +197,13 @@ def train(out: Path, epochs: float, minutes: float, compiled: bool) -> None:
             if time.monotonic() > stop_at:
                 print("stopped; run the same command again to go on", flush=True)
                 return
-    finish(out, model, heldout, documents, {"epochs": epochs, "steps": steps, "curve": curve, "seconds": time.monotonic() - started})
+    finish(
+        out,
+        model,
+        heldout,
+        documents,
+        {"epochs": epochs, "steps": steps, "curve": curve, "seconds": time.monotonic() - started},
+    )
 
 
 def finish(
@@ -236,7 +242,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/reference"))
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop at a checkpoint after this long")
-    parser.add_argument("--eager", action="store_true", help="no torch.compile (which needs a C++ compiler): half as fast")
+    parser.add_argument(
+        "--eager", action="store_true", help="no torch.compile (which needs a C++ compiler): half as fast"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--install", type=Path, help="copy a finished training into the package instead")
     arguments = parser.parse_args()

@@ -1,15 +1,15 @@
 """The error tree. Every message says what is wrong, where, what was found, and what to do.
 
-    SecateurError                   exit code
-    ├── UsageError                      2   what was asked for cannot be done as asked
-    │   ├── UnknownNameError            2   no such method, source, filter, ... ("did you mean")
-    │   ├── PatternError                2   a pattern or sparsity that makes no sense, or contradicts the other
-    │   └── RecipeError                 2   a recipe file or --set value: file, line, key
-    ├── ModelError                      2   a model that is missing, damaged or of an unsupported kind
-    ├── CalibrationError                2   calibration text that is missing, unreachable or too little
-    ├── NumericsError                   2   activations or statistics that are not finite, a Gram that cannot be solved
-    ├── StoreError                      2   an output folder that is taken, locked, or cannot be written
-    └── VerificationError               1   the run finished but its output is not what it should be
+SecateurError                   exit code
+├── UsageError                      2   what was asked for cannot be done as asked
+│   ├── UnknownNameError            2   no such method, source, filter, ... ("did you mean")
+│   ├── PatternError                2   a pattern or sparsity that makes no sense, or contradicts the other
+│   └── RecipeError                 2   a recipe file or --set value: file, line, key
+├── ModelError                      2   a model that is missing, damaged or of an unsupported kind
+├── CalibrationError                2   calibration text that is missing, unreachable or too little
+├── NumericsError                   2   activations or statistics that are not finite, a Gram that cannot be solved
+├── StoreError                      2   an output folder that is taken, locked, or cannot be written
+└── VerificationError               1   the run finished but its output is not what it should be
 """
 
 from __future__ import annotations

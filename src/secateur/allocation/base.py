@@ -30,7 +30,9 @@ class Allocation(ABC):
         found = dict(self.sparsities(linears, target))
         missing = [linear.name for linear in linears if not 0 <= found.get(linear.name, -1) < 1]
         if missing:
-            raise UsageError(f"{type(self).__name__} gave no sparsity in [0, 1) for {missing[0]} ({len(missing)} in all).")
+            raise UsageError(
+                f"{type(self).__name__} gave no sparsity in [0, 1) for {missing[0]} ({len(missing)} in all)."
+            )
         total = sum(linear.weights for linear in linears)
         mean = sum(found[linear.name] * linear.weights for linear in linears) / max(total, 1)
         if linears and abs(mean - target) > 1e-6:

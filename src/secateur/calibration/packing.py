@@ -21,9 +21,7 @@ BosPolicy = Literal["none", "sample", "document"]
 
 @dataclass(frozen=True)
 class Document:
-    """A text as tokens, without special tokens. ``ended``: it is whole, so an end token may follow it.
-
-    """
+    """A text as tokens, without special tokens. ``ended``: it is whole, so an end token may follow it."""
 
     token_ids: tuple[int, ...]
     ended: bool = True
@@ -70,7 +68,9 @@ class Packing:
             )
         return CalibrationSet(tuple(found), account)
 
-    def _concat(self, documents: Iterable[Document], samples: int, rng: random.Random) -> tuple[list[Sample], dict[str, int]]:
+    def _concat(
+        self, documents: Iterable[Document], samples: int, rng: random.Random
+    ) -> tuple[list[Sample], dict[str, int]]:
         stream: list[int] = []
         origins: list[tuple[int, str]] = []
         wanted, read = self.pool * samples * self.content, 0
@@ -83,13 +83,17 @@ class Packing:
         count = len(stream) // self.content
         chosen = rng.sample(range(count), min(samples, count))
         found = [
-            self._sample(stream[index * self.content : (index + 1) * self.content], _origin(origins, index * self.content))
+            self._sample(
+                stream[index * self.content : (index + 1) * self.content], _origin(origins, index * self.content)
+            )
             for index in chosen
         ]
         cut = len(stream) - len(found) * self.content
         return found, {"documents_read": read, "tokens_read": len(stream), "tokens_left_over": cut}
 
-    def _one_each(self, documents: Iterable[Document], samples: int, rng: random.Random) -> tuple[list[Sample], dict[str, int]]:
+    def _one_each(
+        self, documents: Iterable[Document], samples: int, rng: random.Random
+    ) -> tuple[list[Sample], dict[str, int]]:
         found: list[Sample] = []
         read = short = tokens = 0
         for document in documents:
@@ -104,7 +108,12 @@ class Packing:
             start = rng.randint(0, len(ids) - self.content)
             found.append(self._sample(ids[start : start + self.content], document.origin))
         cut = tokens - len(found) * self.content
-        return found, {"documents_read": read, "documents_too_short": short, "tokens_read": tokens, "tokens_left_over": cut}
+        return found, {
+            "documents_read": read,
+            "documents_too_short": short,
+            "tokens_read": tokens,
+            "tokens_left_over": cut,
+        }
 
     def _with_specials(self, document: Document) -> list[int]:
         ids = list(document.token_ids)

@@ -70,7 +70,9 @@ class CalibrationSet:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_samples(path: Path, samples: Iterable[Sample], texts: Sequence[str], extra: Sequence[dict[str, Any]] = ()) -> None:
+def write_samples(
+    path: Path, samples: Iterable[Sample], texts: Sequence[str], extra: Sequence[dict[str, Any]] = ()
+) -> None:
     """One JSON line a sample: its ids and facts, its ``text`` (for people: the ids are what counts), and ``extra``."""
     with path.open("w", encoding="utf-8") as stream:
         for index, sample in enumerate(samples):

@@ -7,6 +7,8 @@ METHODS = Registry(
     [
         Entry("magnitude", "secateur.methods.magnitude:Magnitude", "Smallest weights go; needs no data (the control)."),
         Entry("wanda", "secateur.methods.wanda:Wanda", "Smallest |weight| x input norm of each output row go."),
-        Entry("sparsegpt", "secateur.methods.sparsegpt:SparseGPT", "Optimal-brain-surgeon pruning; the rest is updated."),
+        Entry(
+            "sparsegpt", "secateur.methods.sparsegpt:SparseGPT", "Optimal-brain-surgeon pruning; the rest is updated."
+        ),
     ],
 )

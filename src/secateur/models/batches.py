@@ -29,6 +29,14 @@ class Batch:
         return torch.ones_like(self.ids, dtype=torch.bool) if self.mask is None else self.mask
 
 
+LOGITS_BYTES_AT_MOST = 2**29
+
+
+def scoring_batch(length: int, vocabulary: int) -> int:
+    """How many sequences of ``length`` tokens to score at once: their fp32 logits stay within half a GiB, if one's do."""
+    return max(1, min(16, LOGITS_BYTES_AT_MOST // (4 * length * vocabulary)))
+
+
 def make_batches(sequences: Sequence[Sequence[int]], batch_size: int) -> list[Batch]:
     """Batches of ``batch_size`` sequences, in the order given."""
     return [_batch(sequences[start : start + batch_size]) for start in range(0, len(sequences), batch_size)]

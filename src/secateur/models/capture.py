@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from secateur.models.skeleton import Skeleton
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class _AllBlocksPassed(Exception):
-    """Raised by the last stand-in: what comes after the blocks is not needed."""
+class _Stopped(Exception):
+    """Raised to end a forward whose remainder is not needed."""
 
 
 class Activations:
@@ -25,9 +26,16 @@ class Activations:
     forward passed to them, captured per block (models with several attention types pass different ones).
     """
 
-    def __init__(self, hidden: list[Tensor], arguments: list[list[Arguments]], masks: list[Tensor | None]) -> None:
+    def __init__(
+        self,
+        hidden: list[Tensor],
+        arguments: list[list[Arguments]],
+        masks: list[Tensor | None],
+        returns_tuple: bool = False,
+    ) -> None:
         self.hidden = hidden
         self.masks = masks
+        self.returns_tuple = returns_tuple
         self._arguments = arguments
 
     def forward(self, index: int, block: nn.Module, batch: int) -> Tensor:
@@ -53,34 +61,67 @@ def capture(skeleton: Skeleton, batches: Sequence[Batch]) -> Activations:
     skeleton.load_outside()
     skeleton.load_block(0)
     recorder = _Recorder(skeleton.blocks[0])
-    originals = list(skeleton.blocks)
     hidden, arguments = [], []
-    try:
-        for index, block in enumerate(originals):
-            skeleton.blocks[index] = _StandIn(block, index, len(originals), recorder)
+    with _stand_ins(skeleton, recorder, _stop):
         for batch in batches:
             recorder.start()
-            try:
+            with suppress(_Stopped):
                 skeleton.model(**batch.model_inputs(skeleton.device), use_cache=False)
-            except _AllBlocksPassed:
-                pass
             assert recorder.hidden is not None
             hidden.append(recorder.hidden)
             arguments.append(recorder.arguments)
+    skeleton.drop_block(0)
+    skeleton.drop_outside()
+    return Activations(hidden, arguments, [batch.mask for batch in batches], bool(recorder.returns_tuple))
+
+
+@torch.inference_mode()
+def capture_head_inputs(skeleton: Skeleton, batches: Sequence[Batch], activations: Activations) -> Iterator[Tensor]:
+    """What enters the output head for each batch, given the hidden states after the last block."""
+    head = skeleton.model.get_output_embeddings()
+    assert head is not None
+    skeleton.load_outside()
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        caught.append(args[0])
+        raise _Stopped
+
+    handle = head.register_forward_pre_hook(catch)
+    try:
+        for batch, hidden in zip(batches, activations.hidden, strict=True):
+            recorder = _Recorder(skeleton.blocks[0], activations.returns_tuple)
+            with _stand_ins(skeleton, recorder, lambda _, hidden=hidden: hidden), suppress(_Stopped):
+                skeleton.model(**batch.model_inputs(skeleton.device), use_cache=False)
+            yield caught.pop()
+    finally:
+        handle.remove()
+        skeleton.drop_outside()
+
+
+def _stop(_: Tensor) -> Tensor:
+    raise _Stopped
+
+
+@contextmanager
+def _stand_ins(skeleton: Skeleton, recorder: _Recorder, after_last: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put stand-ins in the blocks' places; ``after_last`` gives what the last one returns."""
+    originals = list(skeleton.blocks)
+    try:
+        for index, block in enumerate(originals):
+            skeleton.blocks[index] = _StandIn(block, recorder, after_last if index == len(originals) - 1 else None)
+        yield
     finally:
         for index, block in enumerate(originals):
             skeleton.blocks[index] = block
-    skeleton.drop_block(0)
-    skeleton.drop_outside()
-    return Activations(hidden, arguments, [batch.mask for batch in batches])
 
 
 class _Recorder:
     """Collects the calls of one forward; tensors equal to the previous batch's are kept once."""
 
-    def __init__(self, first_block: nn.Module) -> None:
+    def __init__(self, first_block: nn.Module, returns_tuple: bool | None = None) -> None:
         self.first_block = first_block
-        self.returns_tuple: bool | None = None
+        self.returns_tuple = returns_tuple
         self.hidden: Tensor | None = None
         self.arguments: list[Arguments] = []
         self._known: list[Tensor] = []
@@ -88,7 +129,8 @@ class _Recorder:
     def start(self) -> None:
         self.hidden, self.arguments = None, []
 
-    def reached(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def reached(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Note one call; its hidden states."""
         if not args:
             args, kwargs = (kwargs["hidden_states"],), {k: v for k, v in kwargs.items() if k != "hidden_states"}
         hidden, *rest = args
@@ -97,7 +139,7 @@ class _Recorder:
         if self.hidden is None:
             self.hidden = hidden
         self.arguments.append((tuple(map(self._intern, rest)), {k: self._intern(v) for k, v in kwargs.items()}))
-        return (hidden,) if self.returns_tuple else hidden
+        return hidden
 
     def _intern(self, value: Any) -> Any:
         if isinstance(value, tuple):
@@ -114,13 +156,13 @@ class _Recorder:
 
 
 class _StandIn(nn.Module):
-    """Takes the place of a block: notes its call, passes the hidden states on, and stops after the last."""
+    """Takes the place of a block: notes its call and passes the hidden states on, or ``replace``s them."""
 
-    def __init__(self, block: nn.Module, index: int, count: int, recorder: _Recorder) -> None:
+    def __init__(self, block: nn.Module, recorder: _Recorder, replace: Callable[[Tensor], Tensor] | None) -> None:
         super().__init__()
         self.__dict__["_block"] = block
-        self._last = index == count - 1
         self._recorder = recorder
+        self._replace = replace
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -129,7 +171,7 @@ class _StandIn(nn.Module):
             return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = self._recorder.reached(args, kwargs)
-        if self._last:
-            raise _AllBlocksPassed
-        return output
+        hidden = self._recorder.reached(args, kwargs)
+        if self._replace is not None:
+            hidden = self._replace(hidden)
+        return (hidden,) if self._recorder.returns_tuple else hidden

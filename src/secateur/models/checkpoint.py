@@ -130,7 +130,9 @@ class Checkpoint:
             place = self._places[name]
             raw = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1).data
             if len(raw) != place.stop - place.start or tuple(tensor.shape) != place.shape:
-                raise ModelError(f"{name} is stored as {place.dtype} {place.shape}; it cannot become {tensor.dtype} {tuple(tensor.shape)}.")
+                raise ModelError(
+                    f"{name} is stored as {place.dtype} {place.shape}; it cannot become {tensor.dtype} {tuple(tensor.shape)}."
+                )
             with (self.folder / place.file).open("r+b") as stream:
                 stream.seek(place.start)
                 stream.write(raw)

@@ -64,6 +64,22 @@ class Skeleton:
         """The linears of block ``index``; their modules hold weights only while the block is loaded."""
         return find_linears(self.blocks[index], f"{self.prefix}.{index}", index)
 
+    def head(self) -> Linear:
+        """The output head, as a linear of the block after the last. Raises ``ModelError`` when it cannot be pruned."""
+        names = self._head_names()
+        if not names or tied_names(self.model) & {f"{name}.weight" for name in names}:
+            raise ModelError(
+                f"The head of {type(self.model).__name__} ({names[0] if names else 'none'}) is tied to its input embeddings: "
+                "pruning one would prune the other. Leave pruning.head false."
+            )
+        if f"{names[0]}.weight" not in self.keys:
+            raise ModelError(f"The checkpoint {self.checkpoint.folder} has no weights under {names[0]!r} to prune.")
+        module = dict(self.model.named_modules())[names[0]]
+        return Linear(names[0], len(self.blocks), module, transposed=False)
+
+    def load_head(self, source: Checkpoint | None = None) -> None:
+        self._fill([name for name in self.keys if name.startswith(f"{self.head().name}.")], source or self.checkpoint)
+
     def load_block(self, index: int, source: Checkpoint | None = None) -> nn.Module:
         """Bring block ``index`` onto the device, its weights read from ``source`` or the model's own checkpoint."""
         prefix = f"{self.prefix}.{index}."

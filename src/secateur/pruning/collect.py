@@ -61,9 +61,7 @@ class _Collector:
 
     @contextmanager
     def watching(self, linears: Sequence[Linear]) -> Iterator[None]:
-        handles = [
-            linear.module.register_forward_pre_hook(self._hook(linear), with_kwargs=True) for linear in linears
-        ]
+        handles = [linear.module.register_forward_pre_hook(self._hook(linear), with_kwargs=True) for linear in linears]
         try:
             yield
         finally:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from fnmatch import fnmatchcase
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from secateur.errors import NumericsError, SecateurError, UsageError
 from secateur.masks import Pattern
 from secateur.methods.base import Method
 from secateur.models.batches import Batch
-from secateur.models.capture import Activations, capture
+from secateur.models.capture import Activations, capture, capture_head_inputs
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.skeleton import Skeleton
 from secateur.models.structure import Linear
@@ -34,20 +34,29 @@ class PruningPlan:
     method: Method
     pattern: Pattern
     sparsities: dict[str, float]
+    head: bool = False
 
 
 def plan_pruning(
-    skeleton: Skeleton, method: Method, pattern: Pattern, sparsity: float, allocation: Allocation, skip: Sequence[str] = ()
+    skeleton: Skeleton,
+    method: Method,
+    pattern: Pattern,
+    sparsity: float,
+    allocation: Allocation,
+    skip: Sequence[str] = (),
+    head: bool = False,
 ) -> PruningPlan:
-    """Allocate ``sparsity`` over the linears of all blocks but those whose names match a glob of ``skip``.
+    """Allocate ``sparsity`` over the linears of all blocks but those whose names match a glob of ``skip``; with
+    ``head``, over the output head too.
 
-    Raises ``PatternError`` when an N:M pattern does not fit a linear, ``UsageError`` when a glob matches nothing.
+    Raises ``PatternError`` when an N:M pattern does not fit a linear, ``UsageError`` when a glob matches nothing,
+    ``ModelError`` when the head is tied to the embeddings.
     """
-    linears = prunable_linears(skeleton, skip)
+    linears = prunable_linears(skeleton, skip) + ([skeleton.head()] if head else [])
     for linear in linears:
         pattern.check_width(linear.inputs, linear.name)
     sizes = [LinearSize(linear.name, linear.block, linear.inputs * linear.outputs) for linear in linears]
-    return PruningPlan(method, pattern, allocation.allocate(sizes, sparsity))
+    return PruningPlan(method, pattern, allocation.allocate(sizes, sparsity), head)
 
 
 def prunable_linears(skeleton: Skeleton, skip: Sequence[str] = ()) -> list[Linear]:
@@ -83,20 +92,39 @@ def prune_blocks(
     progress(0, count)
     for index in range(count):
         done = index in journal.blocks
-        last = index == count - 1
-        if not (done and (last or not needs_data)):
+        needed_later = needs_data and (index < count - 1 or plan.head)
+        if not done or needed_later:
             block = skeleton.load_block(index, output if done else None)
             if not done:
                 linears = [linear for linear in skeleton.linears(index) if linear.name in plan.sparsities]
                 stats = collect(index, block, linears, activations, plan.method.needs) if needs_data else {}
-                records = [_prune_linear(skeleton, linear, plan, stats, output) for linear in linears]
-                journal.add(index, records)
-            if needs_data and not last:
+                journal.add(index, [_prune_linear(skeleton, linear, plan, stats, output) for linear in linears])
+            if needed_later:
                 with torch.inference_mode():
                     activations.advance(index, block)
             skeleton.drop_block(index)
         progress(index + 1, count)
+    if plan.head and count not in journal.blocks:
+        _prune_head(skeleton, plan, batches, activations, output, journal)
     return journal.records()
+
+
+def _prune_head(
+    skeleton: Skeleton,
+    plan: PruningPlan,
+    batches: Sequence[Batch],
+    activations: Activations,
+    output: Checkpoint,
+    journal: BlockJournal,
+) -> None:
+    """Prune the output head by the statistics of what the last block and the final norm hand to it."""
+    head = skeleton.head()
+    stats = InputStatistics(kind(head.inputs, skeleton.device) for kind in plan.method.needs)
+    if plan.method.needs:
+        for batch, inputs in zip(batches, capture_head_inputs(skeleton, batches, activations), strict=True):
+            stats.update(inputs, batch.mask)
+    skeleton.load_head()
+    journal.add(head.block, [_prune_linear(skeleton, head, plan, {head.name: stats}, output)])
 
 
 def _prune_linear(

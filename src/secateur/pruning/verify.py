@@ -44,7 +44,9 @@ def verify(dense: Path, pruned: Path, records: Sequence[LinearRecord], pattern: 
             zeros += int((tensor == 0).sum())
         elif not _same_bits(tensor, before.read(name)):
             problems.append(f"{name} should be untouched, but differs from the dense model")
-    problems += [f"{record.key} was pruned, but is not in the saved model" for record in records if record.key not in after]
+    problems += [
+        f"{record.key} was pruned, but is not in the saved model" for record in records if record.key not in after
+    ]
     if problems:
         listed = "; ".join(problems[:5])
         raise VerificationError(
@@ -52,7 +54,9 @@ def verify(dense: Path, pruned: Path, records: Sequence[LinearRecord], pattern: 
             "delete the folder and run again."
         )
     weights = sum(record.weights for record in records)
-    return Verification(len(records), len(after.names) - len(records), zeros / max(weights, 1), zeros / after.parameters)
+    return Verification(
+        len(records), len(after.names) - len(records), zeros / max(weights, 1), zeros / after.parameters
+    )
 
 
 def _linear_problems(tensor: Tensor, record: LinearRecord, pattern: Pattern) -> list[str]:
@@ -62,7 +66,9 @@ def _linear_problems(tensor: Tensor, record: LinearRecord, pattern: Pattern) -> 
     if not bool(rows.isfinite().all()):
         problems.append(f"{record.name} holds numbers that are not finite")
     if found != record.zeros or found < record.pruned:
-        problems.append(f"{record.name} has {found:,} zeros, not the {record.zeros:,} recorded ({record.pruned:,} pruned)")
+        problems.append(
+            f"{record.name} has {found:,} zeros, not the {record.zeros:,} recorded ({record.pruned:,} pruned)"
+        )
     if pattern.keep is not None and pattern.group is not None:
         kept = (rows.reshape(-1, pattern.group) != 0).sum(dim=1)
         bad = int((kept > pattern.keep).sum())

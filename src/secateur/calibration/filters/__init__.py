@@ -4,5 +4,11 @@ from secateur.registry import Entry, Registry
 
 FILTERS = Registry(
     "filter",
-    [Entry("perplexity", "secateur.calibration.filters.perplexity:PerplexityFilter", "Drop the samples of highest perplexity.")],
+    [
+        Entry(
+            "perplexity",
+            "secateur.calibration.filters.perplexity:PerplexityFilter",
+            "Drop the samples of highest perplexity.",
+        )
+    ],
 )

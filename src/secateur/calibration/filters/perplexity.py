@@ -41,6 +41,8 @@ class PerplexityFilter(Filter):
         order = sorted(range(len(values)), key=lambda index: (values[index], index))
         dropped = set(order[len(values) - math.floor(len(values) * self.drop + 1e-9) :])
         return [
-            Verdict(index not in dropped, value, f"among the {self.drop:.0%} of highest perplexity" * (index in dropped))
+            Verdict(
+                index not in dropped, value, f"among the {self.drop:.0%} of highest perplexity" * (index in dropped)
+            )
             for index, value in enumerate(values)
         ]

@@ -7,13 +7,31 @@ _TEXTS = "secateur.calibration.sources.python_texts"
 SOURCES = Registry(
     "source",
     [
-        Entry("self", "secateur.generation.self_generation:SelfGeneration", "Text the model being pruned writes itself."),
-        Entry("random-tokens", "secateur.calibration.sources.random_tokens:RandomTokens", "Uniformly random tokens (a control)."),
-        Entry("stdlib-train", f"{_TEXTS}:StdlibTrain", "Python's standard library: what the reference model was trained on."),
+        Entry(
+            "self", "secateur.generation.self_generation:SelfGeneration", "Text the model being pruned writes itself."
+        ),
+        Entry(
+            "random-tokens",
+            "secateur.calibration.sources.random_tokens:RandomTokens",
+            "Uniformly random tokens (a control).",
+        ),
+        Entry(
+            "stdlib-train",
+            f"{_TEXTS}:StdlibTrain",
+            "Python's standard library: what the reference model was trained on.",
+        ),
         Entry("stdlib-heldout", f"{_TEXTS}:StdlibHeldout", "The library's held-out files: for evaluation only."),
         Entry("site-packages", f"{_TEXTS}:SitePackages", "Sources of the installed packages: code by other writers."),
         Entry("prose", f"{_TEXTS}:Prose", "The Python language reference: English prose, in no model's way."),
-        Entry("file", "secateur.calibration.sources.files:FileSource", "A txt, jsonl, jsonl.gz or parquet file, or a folder of them."),
-        Entry("corpus", "secateur.calibration.sources.corpus:CorpusSource", "A Hub data set, streamed: ORG/NAME or ORG/NAME:SUBSET."),
+        Entry(
+            "file",
+            "secateur.calibration.sources.files:FileSource",
+            "A txt, jsonl, jsonl.gz or parquet file, or a folder of them.",
+        ),
+        Entry(
+            "corpus",
+            "secateur.calibration.sources.corpus:CorpusSource",
+            "A Hub data set, streamed: ORG/NAME or ORG/NAME:SUBSET.",
+        ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,10 @@ class Source(ABC):
 
     name: str
 
+    def fingerprint(self) -> str:
+        """What identifies the content beyond the name; goes into digests."""
+        return ""
+
     @abstractmethod
     def documents(self, tokenizer: Tokenizer, seed: int) -> Iterator[Document]:
         """Documents in the order ``seed`` decides: the same seed, the same order."""
@@ -38,6 +43,13 @@ class TextSource(Source):
     @abstractmethod
     def texts(self) -> Iterable[tuple[str, str]]:
         """``(origin, text)`` of every document, in a fixed order."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 over every origin and text."""
+        digest = hashlib.sha256()
+        for origin, text in self.texts():
+            digest.update(f"{origin}\0{text}\0".encode(errors="surrogatepass"))
+        return digest.hexdigest()
 
     def shuffled(self, seed: int) -> Iterator[tuple[str, str]]:
         """``texts`` in the order ``seed`` decides. Raises ``CalibrationError`` when there are none."""

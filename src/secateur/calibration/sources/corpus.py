@@ -21,6 +21,9 @@ class CorpusSource(TextSource):
         self.name = name
         self.text_key, self.split, self.revision = text_key, split, revision
 
+    def fingerprint(self) -> str:
+        return f"{self.name}@{self.revision}/{self.split}/{self.text_key}"
+
     def texts(self) -> Iterator[tuple[str, str]]:
         return self._stream(None)
 

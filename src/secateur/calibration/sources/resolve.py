@@ -10,7 +10,6 @@ from secateur.calibration.sources.base import Source, TextSource
 from secateur.calibration.sources.corpus import CorpusSource
 from secateur.calibration.sources.files import KINDS, FileSource
 from secateur.errors import UsageError
-from secateur.registry import Registry
 
 WITH_ARGUMENT = {"file": FileSource, "corpus": CorpusSource}
 SELF = "self"
@@ -21,27 +20,29 @@ def resolve_source(name: str, text_key: str = "text", split: str = "train", revi
 
     Raises ``UnknownNameError`` with the nearest names when it is none of these.
     """
+    if name == SELF:
+        raise UsageError("Text is needed here (prefixes, or evaluation); 'self' is not a source of it.")
     kind, _, argument = name.partition(":")
     if kind == "file" and argument:
         return FileSource(argument, text_key)
     if kind == "corpus" and argument:
         return CorpusSource(argument, text_key, split, revision)
     if kind in WITH_ARGUMENT:
-        raise UsageError(f"The source {kind!r} needs to be told which: write {kind}:{'PATH' if kind == 'file' else 'ORG/NAME'}.")
-    if name in SOURCES.entries():
-        return SOURCES.load(name)()
-    if Path(name).expanduser().exists() or name.endswith(KINDS):
-        return FileSource(name, text_key)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
-        return CorpusSource(name, text_key, split, revision)
-    SOURCES.load(name)
-    raise AssertionError(f"{Registry.__name__} loads no unknown name")
+        raise UsageError(
+            f"The source {kind!r} needs to be told which: write {kind}:{'PATH' if kind == 'file' else 'ORG/NAME'}."
+        )
+    if name not in SOURCES.entries():
+        if Path(name).expanduser().exists() or name.endswith(KINDS):
+            return FileSource(name, text_key)
+        if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
+            return CorpusSource(name, text_key, split, revision)
+    return SOURCES.load(name)()
 
 
-def resolve_text_source(name: str, text_key: str = "text", split: str = "train", revision: str | None = None) -> TextSource:
+def resolve_text_source(
+    name: str, text_key: str = "text", split: str = "train", revision: str | None = None
+) -> TextSource:
     """As ``resolve_source``, but only sources of text: raises ``UsageError`` for random tokens and generated text."""
-    if name == SELF:
-        raise UsageError("Text is needed here (prefixes, or evaluation); 'self' is not a source of it.")
     source = resolve_source(name, text_key, split, revision)
     if not isinstance(source, TextSource):
         raise UsageError(f"Text is needed here (prefixes, or evaluation), and the source {name!r} has none.")

@@ -1,0 +1,76 @@
+"""secateur check"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from secateur.cli.common import Common
+
+
+def check(
+    recipe: Annotated[str, Parameter(help="A recipe file, or the name of a bundled recipe.")],
+    *,
+    common: Common = Common(),  # noqa: B008 - cyclopts fills it
+) -> int:
+    """Check a recipe against its model and say what it would do, without doing it."""
+    from secateur.pipeline.recipe_file import load_recipe
+
+    return describe(load_recipe(recipe, common.set_, {"device": common.device, "seed": common.seed}), common, None)
+
+
+def describe(recipe: Any, common: Common, out: Path | None) -> int:
+    """Resolve every stage of ``recipe`` and print what it would do; errors are raised as in a real run."""
+    from secateur.cli.console import print_json, print_line
+    from secateur.pipeline.calibrate import plan_calibration
+    from secateur.pipeline.components import resolve_model
+    from secateur.pipeline.prune import plan_prune
+    from secateur.pipeline.store import read_manifest
+
+    model = resolve_model(recipe.model, recipe.revision)
+    stage = plan_prune(recipe, model)
+    weights = sum(linear.inputs * linear.outputs for linear in _linears(stage))
+    found: dict[str, Any] = {
+        "model": {"name": model.name, "folder": str(model.folder), "digest": model.digest},
+        "blocks": len(stage.skeleton.blocks),
+        "linears": len(stage.plan.sparsities),
+        "prunable_weights": weights,
+        "parameters": stage.skeleton.checkpoint.parameters,
+        "method": recipe.pruning.method.model_dump(),
+        "pattern": str(stage.pattern),
+        "sparsity": stage.sparsity,
+        "out": str(out) if out else None,
+        "calibration": None,
+        "recipe": recipe.model_dump(),
+    }
+    if stage.needs_data:
+        planned = plan_calibration(recipe, model)
+        folder = planned.folder(common.store)
+        found["calibration"] = {"spec": planned.spec, "folder": str(folder), "ready": read_manifest(folder) is not None}
+    if out is not None and found["calibration"] is None:
+        stage.check(out, None)
+    if common.json:
+        print_json(found)
+        return 0
+    print_line(f"model        {model.name} ({found['parameters']:,} parameters in {found['blocks']} blocks)")
+    print_line(f"to prune     {found['linears']} linears, {weights:,} weights")
+    print_line(f"method       {recipe.pruning.method.name}, {stage.pattern}, sparsity {stage.sparsity:g}")
+    if found["calibration"]:
+        spec = found["calibration"]["spec"]
+        ready = "in the store already" if found["calibration"]["ready"] else "to be made"
+        print_line(
+            f"calibration  {spec['samples']} samples of {spec['length']} tokens from {spec['source']!r}, {ready}"
+        )
+    else:
+        print_line("calibration  none needed")
+    print_line("Nothing was run. Everything that can be checked beforehand is in order.")
+    return 0
+
+
+def _linears(stage: Any) -> list[Any]:
+    from secateur.pruning.loop import prunable_linears
+
+    head = [stage.skeleton.head()] if stage.plan.head else []
+    return prunable_linears(stage.skeleton, stage.recipe.pruning.skip) + head

@@ -1,0 +1,58 @@
+"""The table of commands, and what an error or an interruption becomes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from secateur import __version__
+
+COMMANDS = {
+    "prune": "Prune MODEL, or what a recipe file says, into a folder that transformers loads.",
+    "generate": "Make a calibration set only.",
+    "evaluate": "Measure a model; a pruned one is compared with its dense model.",
+    "inspect": "Say what a folder or a model is: sparsity, pattern, calibration data, provenance.",
+    "check": "Check a recipe against its model and say what it would do, without doing it.",
+    "ls": "List methods, sources, filters, allocations, recipes, or runs.",
+    "demo": "The main job on the bundled model, offline, as one table.",
+}
+
+app = App(
+    name="secateur",
+    help="Prune language models with calibration data that the model writes itself.",
+    version=__version__,
+    help_flags=["--help", "-h"],
+    version_flags=["--version"],
+)
+for _name, _help in COMMANDS.items():
+    app.command(f"secateur.cli.{_name}:{_name if _name != 'inspect' else 'inspect_'}", name=_name, help=_help)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 the answer is bad, 2 misuse, 130 interrupted."""
+    from secateur.cli.console import print_error
+    from secateur.errors import SecateurError
+
+    try:
+        code = app(
+            list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, result_action="return_value"
+        )
+        return code if isinstance(code, int) else 0
+    except CycloptsError:
+        return 2
+    except SecateurError as error:
+        print_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        print_error("Interrupted. What is finished is kept: run the same command again to go on from there.")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def entry() -> None:
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Perplexity of a model by a named protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from secateur.evaluation.protocol import EvaluationText, Protocol
+from secateur.models.batches import make_batches
+from secateur.models.forward import default_batch, token_logprobs
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``value`` by ``protocol`` over ``sequences`` windows or documents of ``tokens`` tokens in all."""
+
+    value: float
+    protocol: str
+    sequences: int
+    tokens: int
+
+
+def perplexity(
+    model: PreTrainedModel,
+    text: EvaluationText,
+    protocol: Protocol,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Perplexity:
+    """Perplexity of ``model`` on ``text``. Padding within a batch changes nothing.
+
+    A document that no finite number can describe (its loss overflows exp) makes the value infinite.
+    """
+    losses = sequence_losses(model, text.sequences, batch_size, progress)
+    if protocol.window is not None:
+        value = _exp(sum(losses) / len(losses))
+    else:
+        value = sum(map(_exp, losses)) / len(losses)
+    return Perplexity(value, str(protocol), len(losses), text.tokens)
+
+
+def sequence_losses(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    batch_size: int | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[float]:
+    """Mean loss in nats over each sequence's tokens after the first."""
+    losses: list[float] = []
+    for batch in make_batches(sequences, batch_size or default_batch(model, sequences)):
+        logprobs, counted = token_logprobs(model, batch)
+        losses += (-logprobs.sum(dim=1, dtype=logprobs.dtype) / counted.sum(dim=1)).tolist()
+        progress(len(losses), len(sequences))
+    return losses
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

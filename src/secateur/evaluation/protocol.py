@@ -1,0 +1,93 @@
+"""Named perplexity protocols: how text becomes windows, and how losses become one number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from secateur.errors import CalibrationError, UsageError
+
+SEPARATOR = "\n\n"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """``concat-N`` (``window`` N) or ``document`` (``window`` ``None``).
+
+    ``concat-N``: all texts joined by a blank line, tokenised once, cut into windows of N tokens without overlap, the
+    tail dropped; perplexity is exp of the mean loss over windows. The SparseGPT and Wanda programs' way, N = 2048.
+    ``document``: each text by itself; perplexity is the mean over texts of exp(loss of the text). The paper's way for
+    Alpaca. Texts longer than the model's positions are cut there, and counted.
+    """
+
+    window: int | None = None
+
+    def __str__(self) -> str:
+        return f"concat-{self.window}" if self.window else "document"
+
+
+def parse_protocol(text: str) -> Protocol:
+    """``document`` or ``concat-N`` with N >= 2. Raises ``UsageError`` otherwise."""
+    if text == "document":
+        return Protocol()
+    match = re.fullmatch(r"concat-(\d+)", text)
+    if not match or int(match[1]) < 2:
+        raise UsageError(
+            f"There is no perplexity protocol {text!r}; known: 'concat-N' (such as 'concat-2048') and 'document'."
+        )
+    return Protocol(int(match[1]))
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """The token sequences of a protocol, and how many texts had to be cut."""
+
+    sequences: tuple[tuple[int, ...], ...]
+    cut: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.sequences))
+
+
+def tokenise(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: Protocol,
+    positions: int | None = None,
+    limit: int | None = None,
+) -> EvaluationText:
+    """The sequences ``protocol`` makes of ``texts``: special tokens as the tokenizer itself adds them.
+
+    ``limit``: at most so many windows or documents, from the front. Raises ``CalibrationError`` when there are none,
+    ``UsageError`` when the window is larger than the model's ``positions``.
+    """
+    if protocol.window is not None:
+        if positions and protocol.window > positions:
+            raise UsageError(
+                f"The protocol {protocol} needs {protocol.window} positions, but the model was made for {positions}; "
+                f"use concat-{positions}."
+            )
+        return EvaluationText(tuple(_windows(texts, tokenizer, protocol.window, limit)))
+    sequences, cut = [], 0
+    for text in texts[:limit]:
+        ids = tokenizer(text)["input_ids"]
+        cut += bool(positions and len(ids) > positions)
+        if len(ids) >= 2:
+            sequences.append(tuple(ids[:positions]))
+    if not sequences:
+        raise CalibrationError("The evaluation text has no document of at least 2 tokens.")
+    return EvaluationText(tuple(sequences), cut)
+
+
+def _windows(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, window: int, limit: int | None
+) -> list[tuple[int, ...]]:
+    ids = tokenizer(SEPARATOR.join(texts))["input_ids"]
+    count = len(ids) // window
+    if not count:
+        raise CalibrationError(f"The evaluation text has {len(ids)} tokens, fewer than one window of {window}.")
+    return [tuple(ids[index * window : (index + 1) * window]) for index in range(count)][:limit]

@@ -1,0 +1,1 @@
+"""The model writes its own calibration text: prompts, an engine that continues and scores them, the rounds."""

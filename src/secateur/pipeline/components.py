@@ -1,0 +1,97 @@
+"""From names and settings in a recipe to the objects they mean."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from secateur.allocation import ALLOCATIONS
+from secateur.allocation.base import Allocation
+from secateur.calibration.filters import FILTERS
+from secateur.calibration.filters.base import Filter
+from secateur.errors import RecipeError
+from secateur.methods import METHODS
+from secateur.methods.base import Method
+from secateur.models.checkpoint import Checkpoint
+from secateur.models.loading import MAX_LENGTH, max_positions
+from secateur.models.locate import REFERENCE, locate_model
+from secateur.pipeline.recipe import Named, Recipe
+from secateur.pipeline.store import digest_of, file_digest
+from secateur.registry import Registry
+
+GENERATED_FILTERS = (Named.model_validate({"name": "perplexity", "drop": 0.2}),)
+
+
+def make_method(named: Named) -> Method:
+    return _make(METHODS, named)
+
+
+def make_allocation(named: Named) -> Allocation:
+    return _make(ALLOCATIONS, named)
+
+
+def make_filters(recipe: Recipe) -> list[Filter]:
+    """The recipe's filters; where it leaves them open, the paper's for generated text and none for the rest."""
+    return [_make(FILTERS, named) for named in filters_of(recipe)]
+
+
+def filters_of(recipe: Recipe) -> list[Named]:
+    if recipe.calibration.filters is not None:
+        return recipe.calibration.filters
+    return list(GENERATED_FILTERS) if recipe.calibration.source == "self" else []
+
+
+def _make(registry: Registry, named: Named) -> Any:
+    kind = registry.load(named.name)
+    known = [field.name for field in fields(kind)]
+    for key in named.settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known) or 'none'}"
+            raise RecipeError(f"The {registry.kind} {named.name!r} has no setting {key!r}{hint}.")
+    try:
+        return TypeAdapter(kind).validate_python(named.settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(
+            f"The {registry.kind} {named.name!r}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}."
+        ) from error
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model by name, where its files are, and the digest of what decides its outputs."""
+
+    name: str
+    folder: Path
+    digest: str
+    positions: int | None
+
+    @property
+    def length(self) -> int:
+        """The sample length to take where none is asked for."""
+        return min(MAX_LENGTH, self.positions or MAX_LENGTH)
+
+    @property
+    def is_reference(self) -> bool:
+        return self.name == REFERENCE
+
+    @property
+    def slug(self) -> str:
+        """The name, fit for a folder's."""
+        return (
+            self.folder.name if self.folder.is_dir() and "/" not in self.name else self.name.strip("/").split("/")[-1]
+        )
+
+
+def resolve_model(name: str, revision: str | None = None) -> ResolvedModel:
+    """Locate a model and digest its files. Raises ``ModelError`` when it is missing, damaged or incomplete."""
+    folder = locate_model(name, revision)
+    checkpoint = Checkpoint(folder)
+    names = [*checkpoint.files, *(file for file in ("config.json", "tokenizer.json") if (folder / file).exists())]
+    digest = digest_of({file: file_digest(folder / file) for file in names})
+    return ResolvedModel(name, folder, digest, max_positions(folder))

@@ -1,0 +1,123 @@
+"""The recipe: everything that decides a run, as strict types. Each field's description is its documentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from secateur.errors import SecateurError
+from secateur.masks.pattern import parse_pattern
+
+
+class Spec(BaseModel):
+    """Base of all parts: unknown keys are errors, values are not coerced from other types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Named(BaseModel):
+    """A registered thing by name, with its own settings beside it: ``wanda``, or ``{name: sparsegpt, damping: 0.1}``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def _name_alone(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+NamedOrText = Annotated[Named, BeforeValidator(_name_alone)]
+
+
+class GenerationSpec(Spec):
+    """How the model writes its own calibration text. The defaults are the paper's, but for the prefix source and unit."""
+
+    prefixes: str = Field("prose", description="source of the texts whose first tokens are the prompts")
+    prefix_tokens: int = Field(2, ge=0, description="tokens of each prompt, the begin token not counted")
+    prefix_unit: Literal["paragraph", "document"] = Field("paragraph", description="what a prefix is the start of")
+    prefix_text_key: str = Field("text", description="key or column of the text in the prefix source")
+    temperature: float = Field(0.6, description="of the softmax that tokens are drawn from")
+    top_k: int = Field(50, description="draw from so many likeliest tokens; 0 for no limit")
+    top_p: float = Field(0.95, description="draw from the likeliest tokens of this probability in all")
+    repetition_penalty: float = Field(1.2, description="divides the positive logits of tokens already there")
+    batch_size: int = Field(32, ge=1, description="generations at once; part of what the seed decides")
+    generations: int | None = Field(None, ge=1, description="a fixed number (the paper: 5000); null: as many as needed")
+
+
+class CalibrationSpec(Spec):
+    """The calibration data."""
+
+    source: str = Field("self", description="self, a registered source, a file, or a Hub data set ORG/NAME[:SUBSET]")
+    samples: int = Field(128, ge=1, description="sequences")
+    length: int | None = Field(None, ge=2, description="tokens each; null: 2048, or the model's positions if fewer")
+    packing: Literal["concat", "document"] = Field("concat", description="join and cut, or one window a document")
+    bos: Literal["auto", "none", "sample", "document"] = Field(
+        "auto", description="where the begin token stands; auto: in every sample if the tokenizer adds one"
+    )
+    pool: int = Field(8, ge=1, description="concat draws windows from this many times the asked tokens")
+    text_key: str = Field("text", description="key or column of the text in files and data sets")
+    split: str = Field("train", description="split of a Hub data set")
+    revision: str | None = Field(None, description="revision of a Hub data set")
+    filters: list[NamedOrText] | None = Field(
+        None, description="null: drop the 20 % of highest perplexity from generated text, nothing from other sources"
+    )
+    generation: GenerationSpec = Field(default_factory=GenerationSpec, description="for source self")
+
+
+class PruningSpec(Spec):
+    """What is pruned, how, and how much."""
+
+    method: NamedOrText = Field(default_factory=lambda: Named(name="wanda"), description="see: secateur ls methods")
+    pattern: str = Field("unstructured", description="unstructured, or N:M = keep N of every M inputs")
+    sparsity: float | None = Field(None, description="share of weights to prune; null: 0.5, or what N:M implies")
+    allocation: NamedOrText = Field(default_factory=lambda: Named(name="uniform"), description="see: ls allocations")
+    skip: list[str] = Field(default_factory=list, description="globs of linears to leave dense, e.g. '*.k_proj'")
+    head: bool = Field(False, description="prune lm_head as well")
+    batch_size: int = Field(8, ge=1, description="samples at once through a block")
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _pattern(cls, value: object) -> str:
+        try:
+            return str(parse_pattern(value))
+        except SecateurError as error:
+            raise ValueError(str(error)) from error
+
+
+class EvaluationSpec(Spec):
+    """What a model is measured on."""
+
+    enabled: bool = Field(True, description="evaluate after pruning, where memory allows")
+    text: str | None = Field(
+        None, description="a source of text; null: held-out library files for the bundled model, else WikiText-2"
+    )
+    text_key: str = Field("text", description="key or column of the text in files and data sets")
+    split: str = Field("test", description="split of a Hub data set")
+    protocol: str | None = Field(
+        None, description="concat-N or document; null: concat-2048, or fewer if the model has fewer positions"
+    )
+    limit: int | None = Field(None, ge=1, description="at most so many windows or documents; null: all")
+    fidelity: bool = Field(True, description="compare with the dense model, where it is known")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the evaluation; auto: as stored"
+    )
+
+
+class Recipe(Spec):
+    """One run: a model, its calibration data, its pruning, its evaluation."""
+
+    model: str = Field("reference", description="a Hub id, a local folder, or reference (the bundled model)")
+    revision: str | None = Field(None, description="revision of a Hub model")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="generation and block forwards; auto: as stored"
+    )
+    seed: int = Field(0, ge=0, description="decides the calibration draw")
+    calibration: CalibrationSpec = Field(default_factory=CalibrationSpec)
+    pruning: PruningSpec = Field(default_factory=PruningSpec)
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)

@@ -1,0 +1,167 @@
+"""Reading recipes: YAML 1.2 with strict types, ``--set`` values, and errors that name file, line and key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from secateur.errors import RecipeError, UnknownNameError
+from secateur.pipeline.recipe import Recipe
+from secateur.registry import suggestion
+
+
+def recipe_names() -> dict[str, str]:
+    """The recipes that come with the package, with the first comment line of each."""
+    found = {}
+    for path in sorted(files("secateur.pipeline").joinpath("recipes").iterdir(), key=lambda path: path.name):
+        if path.name.endswith(".yaml"):
+            found[path.name.removesuffix(".yaml")] = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    return found
+
+
+def load_recipe(
+    name: str | None, assignments: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """A recipe from a file or a bundled name (``None``: the defaults), with ``overrides`` (dotted key to value, ``None``
+    ignored) and then ``key.path=value`` assignments laid over it.
+
+    Raises ``RecipeError`` for what is not YAML, unknown keys and values of the wrong type.
+    """
+    data, where = ({}, "recipe") if name is None else _read(name)
+    lines = _line_numbers(data)
+    plain = _plain(data)
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _assign(plain, key, value)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(
+                f"--set {assignment!r} is not of the form key.path=value, e.g. --set calibration.samples=64."
+            )
+        _assign(plain, key.strip(), _plain(_parse(text, f"--set {assignment!r}")))
+        lines.pop(key.strip(), None)
+    try:
+        return Recipe.model_validate(plain)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, where, lines)) from error
+
+
+def is_recipe(name: str) -> bool:
+    """Whether the user's MODEL|RECIPE is a recipe file."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def _read(name: str) -> tuple[Any, str]:
+    path = Path(name)
+    if not is_recipe(name):
+        if name not in recipe_names():
+            raise UnknownNameError(
+                f"There is no recipe named {name!r}{suggestion(name, recipe_names())}; or give a .yaml file."
+            )
+        text, where = files("secateur.pipeline").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8"), name
+    else:
+        try:
+            text, where = path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"The recipe {path} cannot be read: {error}.") from error
+    data = _parse(text, where)
+    if data is None:
+        return {}, where
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"The recipe {where} holds a {type(data).__name__}, not a mapping of keys to values.")
+    return data, where
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return YAML(typ="rt", pure=True).load(text)
+    except YAMLError as error:
+        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _plain(value: Any) -> Any:
+    """ruamel's round-trip types to plain ones."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def _line_numbers(data: Any, prefix: str = "") -> dict[str, int]:
+    """Dotted key to the line it stands on, counted from 1."""
+    found: dict[str, int] = {}
+    if isinstance(data, Mapping) and hasattr(data, "lc"):
+        for key, value in data.items():
+            name = f"{prefix}{key}"
+            found[name] = data.lc.key(key)[0] + 1  # type: ignore[attr-defined]
+            found |= _line_numbers(value, f"{name}.")
+    return found
+
+
+def _assign(data: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = data.setdefault(parent, {})
+        if isinstance(inner, str) and parent in {"method", "allocation"}:
+            inner = data[parent] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise RecipeError(
+                f"The key {key!r} cannot be set: {parent!r} is the value {inner!r}, not a group of settings."
+            )
+        data = inner
+    old = data.get(last)
+    if (
+        last in {"method", "allocation"}
+        and isinstance(value, str)
+        and isinstance(old, dict)
+        and old.get("name") == value
+    ):
+        return
+    data[last] = value
+
+
+def _explain(error: ValidationError, where: str, lines: Mapping[str, int]) -> str:
+    sentences = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(path)
+        line = lines.get(key)
+        place = f"{where}, line {line}" if line else where
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"{place}: there is no key {key!r}{_near_key(path)}.")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found = "" if message.count("'") and "pattern" in key else f", found {problem['input']!r}"
+            sentences.append(
+                f"{place}: {key}: {message[0].lower() + message[1:] if not found == '' else message}{found}.".replace(
+                    "..", "."
+                )
+            )
+    return " ".join(sentences)
+
+
+def _near_key(path: Sequence[str]) -> str:
+    model: Any = Recipe
+    for part in path[:-1]:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        annotation = field.annotation if field else None
+        model = next((kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)), None)
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return ""
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"

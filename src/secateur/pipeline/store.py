@@ -1,0 +1,162 @@
+"""Output folders: named or marked by the digest of their spec, built beside their place, complete or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from secateur.errors import StoreError
+
+MANIFEST = "manifest.json"
+DEFAULT_STORE = "secateur-store"
+DIGEST_SHOWN = 12
+
+
+def digest_of(spec: Mapping[str, Any]) -> str:
+    """SHA-256 of a spec's canonical JSON."""
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes. Files in the Hub cache are named by it, and are not read again."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and len(blob.name) == 64:
+        return blob.name
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished folder; ``None`` when the folder is not one of ours, or not finished."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "spec_digest" in found else None
+
+
+def partial_folder(final: Path, digest: str) -> Path:
+    """Where the folder is built before it gets its name."""
+    return final.parent / f".{final.name}.{digest[:DIGEST_SHOWN]}.partial"
+
+
+def finished(final: Path, spec: Mapping[str, Any]) -> bool:
+    """Whether ``final`` holds the finished output of ``spec``. Raises ``StoreError`` when it holds anything else."""
+    if not final.exists():
+        return False
+    manifest = read_manifest(final)
+    if manifest is None:
+        if final.is_dir() and not any(final.iterdir()):
+            return False
+        raise StoreError(
+            f"The output folder {final} exists and was not made by Secateur; nothing in it is overwritten. Give another "
+            "--out, or move it away."
+        )
+    if manifest["spec_digest"] != digest_of(spec):
+        raise StoreError(
+            f"The output folder {final} holds the result of another run (spec {manifest['spec_digest'][:DIGEST_SHOWN]}, this "
+            f"one is {digest_of(spec)[:DIGEST_SHOWN]}): {_differences(manifest.get('spec', {}), spec)}. Give another --out, or delete it."
+        )
+    return True
+
+
+def build(final: Path, spec: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> bool:
+    """Make the output folder ``final`` of ``spec`` unless it is there already; returns whether it was made now.
+
+    ``make`` fills a folder beside it and returns facts for the manifest; it is called again on what an interrupted run
+    left behind. The manifest is written last, then the folder gets its name. Raises ``StoreError`` when ``final`` is
+    taken, another process is at it, or the disk is full; nothing half-written is ever called ``final``.
+    """
+    digest = digest_of(spec)
+    if finished(final, spec):
+        return False
+    partial = partial_folder(final, digest)
+    lock = FileLock(partial.with_suffix(".lock"))
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with lock.acquire(timeout=0.2):
+            if finished(final, spec):
+                shutil.rmtree(partial, ignore_errors=True)
+                return False
+            facts = make(partial)
+            manifest = {"spec_digest": digest, "spec": dict(spec), **facts, "files": _digests(partial)}
+            _write_durably(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+            if final.exists():
+                final.rmdir()
+            os.replace(partial, final)
+            Path(lock.lock_file).unlink(missing_ok=True)
+            return True
+    except Timeout as error:
+        raise StoreError(
+            f"Another process is making {final} right now (lock {lock.lock_file}). Wait for it and run the same command "
+            "again: what it finished will be used."
+        ) from error
+    except OSError as error:
+        raise _disk_error(error, partial) from error
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise ``StoreError`` when the disk of ``folder`` (or its nearest existing parent) has less than ``needed`` bytes."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise StoreError(
+            f"Saving to {folder} takes {needed / 2**20:,.0f} MiB, but the disk of {place} has {free / 2**20:,.0f} MiB free. "
+            "Free some space, or give another --out or --store; nothing was written."
+        )
+
+
+def _disk_error(error: OSError, partial: Path) -> OSError | StoreError:
+    reasons = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EROFS: "the disk is read-only",
+    }
+    reasons |= {errno.EACCES: "permission was denied", errno.EFBIG: "the file grew past the allowed size"}
+    if error.errno not in reasons:
+        return error
+    return StoreError(
+        f"Writing {error.filename or partial} failed: {reasons[error.errno]}. What was finished so far is kept in {partial}; "
+        "mend that and run the same command again to go on from there, or delete that folder."
+    )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    found = []
+    for key in sorted({*old, *new}):
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            inner = _differences(one, other, f"{prefix}{key}.")
+            found += [inner] if inner else []
+        elif one != other:
+            found.append(f"{prefix}{key} was {_short(one)}, now {_short(other)}")
+    return ", ".join(found[:4])
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())

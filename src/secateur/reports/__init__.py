@@ -1,0 +1,1 @@
+"""Pure readers of finished folders that say what is in them."""
