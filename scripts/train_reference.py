@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -58,7 +58,7 @@ def _texts(source: TextSource) -> list[str]:
     return [text for _, text in source.texts()]
 
 
-def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def model_config(tokenizer: Any) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
@@ -75,7 +75,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """One document each: begin token, text, end token."""
     return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
 
@@ -101,7 +101,7 @@ def mean_loss(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
     return total / len(windows)
 
 
-def loss_of(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
+def loss_of(model: Any, batch: torch.Tensor) -> torch.Tensor:
     logits = model(input_ids=batch[:, :-1], use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
 
@@ -193,7 +193,7 @@ def train(out: Path, epochs: float, minutes: float, compiled: bool) -> None:
                 "curve": curve,
             }
             torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
             if time.monotonic() > stop_at:
                 print("stopped; run the same command again to go on", flush=True)
                 return
@@ -209,7 +209,7 @@ def train(out: Path, epochs: float, minutes: float, compiled: bool) -> None:
 def finish(
     out: Path, model: LlamaForCausalLM, heldout: torch.Tensor, documents: list[list[int]], facts: dict[str, object]
 ) -> None:
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     saved = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
     perplexity, unigram = math.exp(mean_loss(saved, heldout)), unigram_perplexity(documents, heldout)
     facts |= {

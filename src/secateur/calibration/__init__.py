@@ -1,0 +1,1 @@
+"""Calibration data: samples, sources, packing, filters."""

@@ -48,8 +48,9 @@ class Sample:
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Sample:
-        names = cls.__dataclass_fields__
-        return cls(**{k: tuple(v) if k == "token_ids" else v for k, v in entry.items() if k in names})
+        return cls(
+            tuple(entry["token_ids"]), entry["prompt_tokens"], entry["finish"], entry["mean_logprob"], entry["origin"]
+        )
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,8 @@ def perplexity(
     A document that no finite number can describe (its loss overflows exp) makes the value infinite.
     """
     losses = sequence_losses(model, text.sequences, batch_size, progress)
-    if protocol.window is not None:
-        value = _exp(sum(losses) / len(losses))
-    else:
-        value = sum(map(_exp, losses)) / len(losses)
+    concat = protocol.window is not None
+    value = _exp(sum(losses) / len(losses)) if concat else sum(map(_exp, losses)) / len(losses)
     return Perplexity(value, str(protocol), len(losses), text.tokens)
 
 
@@ -52,7 +50,7 @@ def sequence_losses(
     losses: list[float] = []
     for batch in make_batches(sequences, batch_size or default_batch(model, sequences)):
         logprobs, counted = token_logprobs(model, batch)
-        losses += (-logprobs.sum(dim=1, dtype=logprobs.dtype) / counted.sum(dim=1)).tolist()
+        losses += (-logprobs.sum(dim=1) / counted.sum(dim=1)).tolist()
         progress(len(losses), len(sequences))
     return losses
 

@@ -62,7 +62,7 @@ def tokenise(
 ) -> EvaluationText:
     """The sequences ``protocol`` makes of ``texts``: special tokens as the tokenizer itself adds them.
 
-    ``limit``: at most so many windows or documents, from the front. Raises ``CalibrationError`` when there are none,
+    ``limit``: at most so many windows or documents, evenly spread over the text. Raises ``CalibrationError`` when there are none,
     ``UsageError`` when the window is larger than the model's ``positions``.
     """
     if protocol.window is not None:
@@ -73,8 +73,8 @@ def tokenise(
             )
         return EvaluationText(tuple(_windows(texts, tokenizer, protocol.window, limit)))
     sequences, cut = [], 0
-    for text in texts[:limit]:
-        ids = tokenizer(text)["input_ids"]
+    for index in _spread(len(texts), limit):
+        ids = tokenizer(texts[index])["input_ids"]
         cut += bool(positions and len(ids) > positions)
         if len(ids) >= 2:
             sequences.append(tuple(ids[:positions]))
@@ -90,4 +90,10 @@ def _windows(
     count = len(ids) // window
     if not count:
         raise CalibrationError(f"The evaluation text has {len(ids)} tokens, fewer than one window of {window}.")
-    return [tuple(ids[index * window : (index + 1) * window]) for index in range(count)][:limit]
+    return [tuple(ids[index * window : (index + 1) * window]) for index in _spread(count, limit)]
+
+
+def _spread(count: int, limit: int | None) -> list[int]:
+    """At most ``limit`` of ``count`` indices, evenly spaced from the first on."""
+    chosen = count if limit is None else min(count, limit)
+    return [index * count // chosen for index in range(chosen)]

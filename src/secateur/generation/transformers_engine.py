@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -40,8 +41,9 @@ class TransformersEngine(Engine):
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.inference_mode():
             torch.manual_seed(seed)
+            generate: Any = self.model.generate
             try:
-                found = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+                found = generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
             except RuntimeError as error:
                 if "probability tensor" not in str(error):
                     raise

@@ -1,0 +1,1 @@
+"""Models on disk and in memory: checkpoints, structure, blocks one at a time, the bundled model."""

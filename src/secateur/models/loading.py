@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = No
     """The model, in evaluation mode. ``dtype`` ``None``: as stored. Raises ``ModelError`` when it cannot be loaded."""
     checkpoint = Checkpoint(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or checkpoint.dtype(), trust_remote_code=False, use_safetensors=True
         )
     except (ValueError, KeyError, OSError, RuntimeError) as error:

@@ -21,17 +21,11 @@ class Linear:
 
     @property
     def inputs(self) -> int:
-        return self._weight.shape[0 if self.transposed else 1]
+        return _weight(self.module).shape[0 if self.transposed else 1]
 
     @property
     def outputs(self) -> int:
-        return self._weight.shape[1 if self.transposed else 0]
-
-    @property
-    def _weight(self) -> Tensor:
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return _weight(self.module).shape[1 if self.transposed else 0]
 
     def as_rows(self, stored: Tensor) -> Tensor:
         """A weight as stored to ``[out, in]``, or back."""
@@ -46,7 +40,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
-            weights = sum(linear.weight.numel() for linear in module.modules() if is_linear(linear))
+            weights = sum(_weight(linear).numel() for linear in module.modules() if is_linear(linear))
             if weights and (best is None or weights > best[0]):
                 best = (weights, name, module)
     if best is None:
@@ -59,6 +53,11 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _weight(linear: nn.Module) -> Tensor:
+    assert isinstance(linear.weight, Tensor)
+    return linear.weight
 
 
 def find_linears(block: nn.Module, prefix: str, index: int) -> list[Linear]:

@@ -64,7 +64,7 @@ class CalibrationStage:
             result, facts = self._own(folder, phases, reporter)
         else:
             result, facts = self._drawn(folder, phases)
-        texts = self.tokenizer.batch_decode([sample.token_ids for sample in result.samples])
+        texts = self._texts(result.samples)
         write_samples(folder / SAMPLES, result.samples, texts)
         (folder / JOURNAL).unlink(missing_ok=True)
         return {
@@ -133,9 +133,12 @@ class CalibrationStage:
     def _documents(self, source: Source) -> Iterable[Document]:
         return source.documents(self.tokenizer, self.recipe.seed)
 
+    def _texts(self, samples: Sequence[Sample]) -> list[str]:
+        return self.tokenizer.batch_decode([list(sample.token_ids) for sample in samples])
+
     def _write_judged(self, folder: Path, samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> None:
         """Kept and dropped samples, each with its verdict, in one file each."""
-        texts = self.tokenizer.batch_decode([sample.token_ids for sample in samples])
+        texts = self._texts(samples)
         for name, keep in ((KEPT, True), (DROPPED, False)):
             chosen = [index for index, verdict in enumerate(verdicts) if verdict.keep is keep]
             extra = [{"value": verdicts[index].value, "reason": verdicts[index].reason} for index in chosen]
@@ -158,7 +161,8 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
     policy = spec.bos
     if policy == "auto":
         policy = "sample" if _begin_token(tokenizer) is not None else "none"
-    packing = Packing(length, spec.packing, policy, tokenizer.bos_token_id, tokenizer.eos_token_id, spec.pool)
+    bos, eos = (token if isinstance(token, int) else None for token in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+    packing = Packing(length, spec.packing, policy, bos, eos, spec.pool)
     filters = make_filters(recipe)
     resolved = {
         "stage": "calibration",
@@ -203,7 +207,7 @@ def _sampling(recipe: Recipe) -> Sampling:
 def _begin_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The begin token, if the tokenizer puts one in front of text by itself."""
     bos = tokenizer.bos_token_id
-    return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
+    return bos if isinstance(bos, int) and tokenizer("a")["input_ids"][:1] == [bos] else None
 
 
 def _generation_facts(generated: Generated) -> dict[str, Any]:

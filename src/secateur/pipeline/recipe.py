@@ -37,34 +37,45 @@ NamedOrText = Annotated[Named, BeforeValidator(_name_alone)]
 class GenerationSpec(Spec):
     """How the model writes its own calibration text. The defaults are the paper's, but for the prefix source and unit."""
 
-    prefixes: str = Field("prose", description="source of the texts whose first tokens are the prompts")
-    prefix_tokens: int = Field(2, ge=0, description="tokens of each prompt, the begin token not counted")
-    prefix_unit: Literal["paragraph", "document"] = Field("paragraph", description="what a prefix is the start of")
-    prefix_text_key: str = Field("text", description="key or column of the text in the prefix source")
-    temperature: float = Field(0.6, description="of the softmax that tokens are drawn from")
-    top_k: int = Field(50, description="draw from so many likeliest tokens; 0 for no limit")
-    top_p: float = Field(0.95, description="draw from the likeliest tokens of this probability in all")
-    repetition_penalty: float = Field(1.2, description="divides the positive logits of tokens already there")
-    batch_size: int = Field(32, ge=1, description="generations at once; part of what the seed decides")
-    generations: int | None = Field(None, ge=1, description="a fixed number (the paper: 5000); null: as many as needed")
+    prefixes: str = Field(default="prose", description="source of the texts whose first tokens are the prompts")
+    prefix_tokens: int = Field(default=2, ge=0, description="tokens of each prompt, the begin token not counted")
+    prefix_unit: Literal["paragraph", "document"] = Field(
+        default="paragraph", description="what a prefix is the start of"
+    )
+    prefix_text_key: str = Field(default="text", description="key or column of the text in the prefix source")
+    temperature: float = Field(default=0.6, description="of the softmax that tokens are drawn from")
+    top_k: int = Field(default=50, description="draw from so many likeliest tokens; 0 for no limit")
+    top_p: float = Field(default=0.95, description="draw from the likeliest tokens of this probability in all")
+    repetition_penalty: float = Field(default=1.2, description="divides the positive logits of tokens already there")
+    batch_size: int = Field(default=32, ge=1, description="generations at once; part of what the seed decides")
+    generations: int | None = Field(
+        default=None, ge=1, description="a fixed number (the paper: 5000); null: as many as needed"
+    )
 
 
 class CalibrationSpec(Spec):
     """The calibration data."""
 
-    source: str = Field("self", description="self, a registered source, a file, or a Hub data set ORG/NAME[:SUBSET]")
-    samples: int = Field(128, ge=1, description="sequences")
-    length: int | None = Field(None, ge=2, description="tokens each; null: 2048, or the model's positions if fewer")
-    packing: Literal["concat", "document"] = Field("concat", description="join and cut, or one window a document")
-    bos: Literal["auto", "none", "sample", "document"] = Field(
-        "auto", description="where the begin token stands; auto: in every sample if the tokenizer adds one"
+    source: str = Field(
+        default="self", description="self, a registered source, a file, or a Hub data set ORG/NAME[:SUBSET]"
     )
-    pool: int = Field(8, ge=1, description="concat draws windows from this many times the asked tokens")
-    text_key: str = Field("text", description="key or column of the text in files and data sets")
-    split: str = Field("train", description="split of a Hub data set")
-    revision: str | None = Field(None, description="revision of a Hub data set")
+    samples: int = Field(default=128, ge=1, description="sequences")
+    length: int | None = Field(
+        default=None, ge=2, description="tokens each; null: 2048, or the model's positions if fewer"
+    )
+    packing: Literal["concat", "document"] = Field(
+        default="concat", description="join and cut, or one window a document"
+    )
+    bos: Literal["auto", "none", "sample", "document"] = Field(
+        default="auto", description="where the begin token stands; auto: in every sample if the tokenizer adds one"
+    )
+    pool: int = Field(default=8, ge=1, description="concat draws windows from this many times the asked tokens")
+    text_key: str = Field(default="text", description="key or column of the text in files and data sets")
+    split: str = Field(default="train", description="split of a Hub data set")
+    revision: str | None = Field(default=None, description="revision of a Hub data set")
     filters: list[NamedOrText] | None = Field(
-        None, description="null: drop the 20 % of highest perplexity from generated text, nothing from other sources"
+        default=None,
+        description="null: drop the 20 % of highest perplexity from generated text, nothing from other sources",
     )
     generation: GenerationSpec = Field(default_factory=GenerationSpec, description="for source self")
 
@@ -73,12 +84,14 @@ class PruningSpec(Spec):
     """What is pruned, how, and how much."""
 
     method: NamedOrText = Field(default_factory=lambda: Named(name="wanda"), description="see: secateur ls methods")
-    pattern: str = Field("unstructured", description="unstructured, or N:M = keep N of every M inputs")
-    sparsity: float | None = Field(None, description="share of weights to prune; null: 0.5, or what N:M implies")
+    pattern: str = Field(default="unstructured", description="unstructured, or N:M = keep N of every M inputs")
+    sparsity: float | None = Field(
+        default=None, description="share of weights to prune; null: 0.5, or what N:M implies"
+    )
     allocation: NamedOrText = Field(default_factory=lambda: Named(name="uniform"), description="see: ls allocations")
     skip: list[str] = Field(default_factory=list, description="globs of linears to leave dense, e.g. '*.k_proj'")
-    head: bool = Field(False, description="prune lm_head as well")
-    batch_size: int = Field(8, ge=1, description="samples at once through a block")
+    head: bool = Field(default=False, description="prune lm_head as well")
+    batch_size: int = Field(default=8, ge=1, description="samples at once through a block")
 
     @field_validator("pattern", mode="before")
     @classmethod
@@ -92,32 +105,35 @@ class PruningSpec(Spec):
 class EvaluationSpec(Spec):
     """What a model is measured on."""
 
-    enabled: bool = Field(True, description="evaluate after pruning, where memory allows")
+    enabled: bool = Field(default=True, description="evaluate after pruning, where memory allows")
     text: str | None = Field(
-        None, description="a source of text; null: held-out library files for the bundled model, else WikiText-2"
+        default=None,
+        description="a source of text; null: held-out library files for the bundled model, else WikiText-2",
     )
-    text_key: str = Field("text", description="key or column of the text in files and data sets")
-    split: str = Field("test", description="split of a Hub data set")
+    text_key: str = Field(default="text", description="key or column of the text in files and data sets")
+    split: str = Field(default="test", description="split of a Hub data set")
     protocol: str | None = Field(
-        None, description="concat-N or document; null: concat-2048, or fewer if the model has fewer positions"
+        default=None, description="concat-N or document; null: concat-2048, or fewer if the model has fewer positions"
     )
-    limit: int | None = Field(None, ge=1, description="at most so many windows or documents; null: all")
-    fidelity: bool = Field(True, description="compare with the dense model, where it is known")
+    limit: int | None = Field(
+        default=None, ge=1, description="at most so many windows or documents, evenly spread; null: all"
+    )
+    fidelity: bool = Field(default=True, description="compare with the dense model, where it is known")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "float32", description="of the evaluation; auto: as stored"
+        default="float32", description="of the evaluation; auto: as stored"
     )
 
 
 class Recipe(Spec):
     """One run: a model, its calibration data, its pruning, its evaluation."""
 
-    model: str = Field("reference", description="a Hub id, a local folder, or reference (the bundled model)")
-    revision: str | None = Field(None, description="revision of a Hub model")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    model: str = Field(default="reference", description="a Hub id, a local folder, or reference (the bundled model)")
+    revision: str | None = Field(default=None, description="revision of a Hub model")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="generation and block forwards; auto: as stored"
+        default="auto", description="generation and block forwards; auto: as stored"
     )
-    seed: int = Field(0, ge=0, description="decides the calibration draw")
+    seed: int = Field(default=0, ge=0, description="decides the calibration draw")
     calibration: CalibrationSpec = Field(default_factory=CalibrationSpec)
     pruning: PruningSpec = Field(default_factory=PruningSpec)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)

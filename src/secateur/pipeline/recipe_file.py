@@ -145,12 +145,9 @@ def _explain(error: ValidationError, where: str, lines: Mapping[str, int]) -> st
             sentences.append(f"{place}: there is no key {key!r}{_near_key(path)}.")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            found = "" if message.count("'") and "pattern" in key else f", found {problem['input']!r}"
-            sentences.append(
-                f"{place}: {key}: {message[0].lower() + message[1:] if not found == '' else message}{found}.".replace(
-                    "..", "."
-                )
-            )
+            # Our own sentences say what was found; pydantic's do not.
+            found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}."
+            sentences.append(f"{place}: {key}: {message}{found}")
     return " ".join(sentences)
 
 

@@ -92,7 +92,7 @@ def build(final: Path, spec: Mapping[str, Any], make: Callable[[Path], Mapping[s
             _write_durably(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
             if final.exists():
                 final.rmdir()
-            os.replace(partial, final)
+            partial.replace(final)
             Path(lock.lock_file).unlink(missing_ok=True)
             return True
     except Timeout as error:

@@ -55,8 +55,8 @@ class FileSource(TextSource):
             raise CalibrationError(f"{file} is not a whole gzip file: {error}.") from error
 
     def _lines(self, file: Path) -> Iterator[tuple[str, str]]:
-        opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
-        with opened as stream:
+        unpack = gzip.open if file.suffix == ".gz" else Path.open
+        with unpack(file, mode="rt", encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
                 if not line.strip():
                     continue
