@@ -37,7 +37,7 @@ def prune(model: Path, out: Path, method: str, pattern: str = "2:4", sparsity: f
     plan = plan_pruning(skeleton, METHODS.load(method)(), parsed, sparsity, Uniform(), **options)
     output = skeleton.checkpoint.copy_to(out)
     records = prune_blocks(skeleton, plan, make_batches(sequences(), batch), output, BlockJournal(out / "journal"))
-    return records, verify(model, out, records, parsed)
+    return records, verify(model, out, records, parsed, plan.sparsities)
 
 
 @pytest.mark.parametrize("method", list(METHODS.entries()))
@@ -233,7 +233,7 @@ def test_verification_notices_damage(llama, tmp_path, damage):
         tensor[0] = 0
     output.patch({key: tensor})
     with pytest.raises(VerificationError, match="is not what it should be") as caught:
-        verify(llama, tmp_path, records, parse_pattern("2:4"))
+        verify(llama, tmp_path, records, parse_pattern("2:4"), {record.name: 0.5 for record in records})
     assert caught.value.exit_code == 1
 
 

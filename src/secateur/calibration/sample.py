@@ -84,9 +84,10 @@ def write_samples(
 def read_samples(path: Path) -> list[Sample]:
     """Samples from a file that ``write_samples`` wrote. Raises ``CalibrationError`` naming a bad line."""
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            samples.append(Sample.from_json(json.loads(line)))
-        except (ValueError, TypeError, KeyError) as error:
-            raise CalibrationError(f"{path}, line {number}, is not a sample: {error}.") from error
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                samples.append(Sample.from_json(json.loads(line)))
+            except (ValueError, TypeError, KeyError) as error:
+                raise CalibrationError(f"{path}, line {number}, is not a sample: {error!r}.") from error
     return samples

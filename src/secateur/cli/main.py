@@ -26,6 +26,7 @@ app = App(
     version=__version__,
     help_flags=["--help", "-h"],
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
 )
 for _name, _help in COMMANDS.items():
     app.command(f"secateur.cli.{_name}:{_name if _name != 'inspect' else 'inspect_'}", name=_name, help=_help)
@@ -49,9 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_error("Interrupted. What is finished is kept: run the same command again to go on from there.")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print_error(f"{error.filename or 'The operating system'}: {error.strerror or error}.")
+        return 2
 
 
 def entry() -> None:

@@ -12,6 +12,8 @@ from secateur.evaluation.protocol import EvaluationText, Protocol
 from secateur.models.batches import make_batches
 from secateur.models.forward import default_batch, token_logprobs
 
+LOSS_AT_MOST = 700.0
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -32,7 +34,7 @@ def perplexity(
 ) -> Perplexity:
     """Perplexity of ``model`` on ``text``. Padding within a batch changes nothing.
 
-    A document that no finite number can describe (its loss overflows exp) makes the value infinite.
+    A loss above ``LOSS_AT_MOST`` nats counts as that, so that the value stays a finite number.
     """
     losses = sequence_losses(model, text.sequences, batch_size, progress)
     concat = protocol.window is not None
@@ -56,4 +58,4 @@ def sequence_losses(
 
 
 def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.exp(min(loss, LOSS_AT_MOST))

@@ -16,7 +16,7 @@ Unit = Literal["paragraph", "document"]
 document (the paper's way)."""
 
 CHARACTERS_A_TOKEN = 32
-PREFIXES_AT_MOST = 100_000
+PREFIXES_AT_MOST = 20_000
 
 
 def prefixes(
@@ -43,16 +43,16 @@ def _cycle(
 ) -> Iterator[list[int]]:
     starts: list[str] = []
     for _, text in source.shuffled(seed):
-        starts += [text] if unit == "document" else _paragraphs(text)
+        # Only the beginning will be tokenised: enough characters that its first tokens are those of the whole text.
+        parts = [text] if unit == "document" else _paragraphs(text)
+        starts += [part[: (tokens + 4) * CHARACTERS_A_TOKEN] for part in parts]
         if len(starts) >= PREFIXES_AT_MOST:
             break
     random.Random(seed).shuffle(starts)
     found = 0
     for round_number in itertools.count():
         for start in starts:
-            # Only the beginning is tokenised: enough characters that its first tokens are those of the whole text.
-            head = start[: (tokens + 4) * CHARACTERS_A_TOKEN]
-            ids = tokenizer.encode(head, add_special_tokens=False)[:tokens]
+            ids = tokenizer.encode(start, add_special_tokens=False)[:tokens]
             if len(ids) == tokens:
                 found += 1
                 yield first + ids

@@ -96,7 +96,7 @@ class SelfGeneration:
             return 0
         mean = sum(contents) / len(contents) if contents else self.length - 1
         share = math.prod(judge.keeps for judge in self.filters)
-        return max(1, math.ceil((goal.tokens / share - sum(contents)) / max(mean, 1)))
+        return max(1, math.floor((goal.tokens / share - sum(contents)) / max(mean, 1)))
 
     def _check_worth(self, contents: list[int]) -> None:
         if len(contents) >= HOPELESS_AFTER and sum(contents) < HOPELESS_TOKENS * len(contents):

@@ -24,6 +24,8 @@ class TransformersEngine(Engine):
         own = model.generation_config.eos_token_id if model.generation_config else None
         found = own if own is not None else model.config.get_text_config().eos_token_id
         self.end_tokens: list[int] = [found] if isinstance(found, int) else list(found or [])
+        # transformers fills what a configuration leaves open from the model's own, which may ban or penalise tokens.
+        self.model.generation_config = GenerationConfig()
 
     def generate(self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int) -> list[Sample]:
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self.model.device)

@@ -51,4 +51,4 @@ class ScoreMethod(Method):
 
     def prune(self, weight: Tensor, stats: InputStatistics, pattern: Pattern, sparsity: float) -> Pruned:
         mask = keep_mask(self.score(weight, stats), pattern, sparsity, self.group)
-        return Pruned(mask, weight * mask)
+        return Pruned(mask, weight.masked_fill(~mask, 0))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.errors import NumericsError
 
-LADDER_STEP, LADDER_TOP = 10.0, 10.0
+LADDER_STEP, LADDER_TOP = 10.0, 10.0  # the last rung tried is the first at or past the top
 
 
 @dataclass(frozen=True)

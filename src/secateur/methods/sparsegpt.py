@@ -27,7 +27,7 @@ class SparseGPT(Method):
     far choose the mask over all rows at once (N:M: at every M-th column, within each group). Then column by column
     ``e = (W_j - mask_j W_j) / U_jj`` and ``W_k -= e U_jk`` for the columns k > j.
     Inputs that were zero at every token have their weights pruned first.
-    Cost: in^3 + out * in^2 FLOPs, 8 * in^2 + 8 * out * in bytes. Source: Frantar and Alistarh 2023, arXiv 2301.00774,
+    Cost: in^3 + out * in^2 FLOPs, about 24 * in^2 + 8 * out * in bytes. Source: Frantar and Alistarh 2023, arXiv 2301.00774,
     algorithm 1.
 
     ``inclusive_threshold`` prunes one weight more per block, as the original program's ``<=`` does: for parity only.
@@ -49,7 +49,7 @@ class SparseGPT(Method):
         gram = stats[Gram]
         dead = gram.matrix.diagonal() == 0
         factor = gram.derive(("inverse factor", self.damping), lambda: inverse_factor(gram.mean(), self.damping))
-        columns = weight.T.contiguous()
+        columns = weight.T.clone(memory_format=torch.contiguous_format)
         columns[dead] = 0
         keep = self._eliminate(columns, factor.upper, pattern, sparsity)
         notes = {"damping": factor.damping, "condition": factor.condition, "dead_inputs": float(dead.sum())}
@@ -104,4 +104,4 @@ class SparseGPT(Method):
                 w[column].addmv_(errors[current:column].T, u[current:column, column], alpha=-1)
             torch.mul(w[column], ~keep[column], out=errors[column])
             errors[column] /= diagonal[column]
-            w[column] *= keep[column]
+            w[column].masked_fill_(~keep[column], 0)

@@ -19,6 +19,8 @@ from torch import Tensor
 from secateur.errors import ModelError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+OWN_FILES = {"README.md", "manifest.json", "training.json", "pruning.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,23 @@ class Checkpoint:
             self._places |= self._read_header(file)
 
     def _find_files(self) -> list[str]:
-        if (self.folder / INDEX).is_file():
-            index = json.loads((self.folder / INDEX).read_text())
-            files = sorted(set(index["weight_map"].values()))
-        elif (self.folder / WEIGHTS).is_file():
-            files = [WEIGHTS]
-        else:
-            others = sorted(p.name for p in self.folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".gguf"})
+        """The single file if there is one, as transformers does, else the shards that the index names."""
+        if (self.folder / WEIGHTS).is_file():
+            return [WEIGHTS]
+        if not (self.folder / INDEX).is_file():
+            others = sorted(path.name for path in self.folder.glob("*") if path.suffix in OTHER_WEIGHTS)
             found = f"it has {', '.join(others[:3])}, which Secateur does not read" if others else "it has no weights"
             raise ModelError(
                 f"The model folder {self.folder} has no {WEIGHTS} and no {INDEX}; {found}. Save it again with "
                 "save_pretrained (safetensors)."
             )
+        try:
+            files = sorted(set(json.loads((self.folder / INDEX).read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"The index {self.folder / INDEX} is damaged ({error!r}); download it again.") from error
         for file in files:
-            if not (self.folder / file).is_file():
-                raise ModelError(f"{self.folder / INDEX} names {file}, but that file is missing; download it again.")
+            if Path(file).name != file or not (self.folder / file).is_file():
+                raise ModelError(f"{self.folder / INDEX} names {file}, but there is no such file beside it; download it again.")
         return files
 
     def _read_header(self, file: str) -> dict[str, _Place]:
@@ -142,10 +146,16 @@ class Checkpoint:
                 os.fsync(stream.fileno())
 
     def copy_to(self, folder: Path) -> Checkpoint:
-        """Copy every file of the model folder (not its sub-folders) but other formats' weights; the copy's checkpoint."""
+        """Copy the weights and what else makes a model folder (configuration, tokenizer, licence); the copy's checkpoint.
+
+        Weights in other formats or under other names would be left unpruned; they and an earlier run's records stay
+        behind, as do sub-folders.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        index = {INDEX} if WEIGHTS not in self.files else set()
         for path in sorted(self.folder.iterdir()):
-            skipped = path.suffix in {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"} or path.name.startswith(".")
-            if path.is_file() and not skipped and path.name not in {"README.md", "manifest.json", "training.json"}:
+            weights = path.suffix in {*OTHER_WEIGHTS, ".safetensors"} or path.name.endswith(".safetensors.index.json")
+            wanted = path.name in {*self.files, *index} or not (weights or path.name in OWN_FILES or path.name.startswith("."))
+            if path.is_file() and wanted:
                 shutil.copyfile(path, folder / path.name)
         return Checkpoint(folder)

@@ -18,7 +18,7 @@ def next_token_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Ten
     with torch.inference_mode():
         logits = model(**batch.model_inputs(model.device), use_cache=False).logits[:, :-1].float()
     counted = batch.token_mask[:, 1:].to(logits.device)
-    # One undefined logit makes its row's sum undefined; an infinite one as well, unless it is the -inf of a mask.
+    # The largest logit of a row is undefined if any is; a -inf below it is a masked token, and fine.
     if not bool((logits.amax(dim=-1).isfinite() | ~counted).all()):
         raise NumericsError(
             f"The outputs of {type(model).__name__} are not finite on this text: NaN or infinity among its logits. "

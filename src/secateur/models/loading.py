@@ -21,11 +21,21 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = No
     """The model, in evaluation mode. ``dtype`` ``None``: as stored. Raises ``ModelError`` when it cannot be loaded."""
     checkpoint = Checkpoint(folder)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or checkpoint.dtype(), trust_remote_code=False, use_safetensors=True
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or checkpoint.dtype(),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise ModelError(f"transformers cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
+    absent = sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])])
+    if absent:
+        raise ModelError(
+            f"The checkpoint {folder} lacks {len(absent)} of the weights its config.json asks for, or has them in another "
+            f"shape, the first being {absent[0]!r}. They do not belong together."
+        )
     return model.to(device).eval()
 
 
@@ -53,6 +63,8 @@ def pick_device(device: str) -> str:
     """``auto`` to ``cuda`` where there is one, else ``cpu``. Raises ``UsageError`` for a device this machine lacks."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in {"cpu", "cuda", "mps"}:
+        raise UsageError(f"There is no device {device!r}; known: auto, cpu, cuda, cuda:1, ..., mps.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"The device {device!r} was asked for, but PyTorch sees no CUDA GPU here; use --device cpu.")
     try:

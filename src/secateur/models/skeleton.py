@@ -41,12 +41,12 @@ class Skeleton:
         # The head is never brought in, and some checkpoints store it under an older name.
         needless = tied_names(self.model) | {f"{name}.weight" for name in self._head_names()}
         required = {name for name, _ in self.model.named_parameters()}
-        for name in self.model.state_dict():
+        for name, parameter in self.model.state_dict().items():
             candidates = [name, name.removeprefix(base), base + name]
             found = next((candidate for candidate in candidates if candidate in self.checkpoint), None)
             if found:
                 keys[name] = found
-                stored, expected = self.checkpoint.shape(found), tuple(self.model.state_dict()[name].shape)
+                stored, expected = self.checkpoint.shape(found), tuple(parameter.shape)
                 if name in required and stored != expected:
                     raise ModelError(
                         f"{found} in {self.checkpoint.folder} has the shape {stored}, but config.json asks for {expected}."
@@ -123,7 +123,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """The configuration of a model folder. Raises ``ModelError`` when transformers does not know it."""
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # each configuration class checks its values its own way
         raise ModelError(
             f"transformers cannot read {folder / 'config.json'}: {' '.join(str(error).split())[:300]}"
         ) from error
@@ -140,6 +140,8 @@ def empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             f"transformers has no causal language model for {type(config).__name__} ({folder}); Secateur prunes "
             f"decoder-only models. It says: {' '.join(str(error).split())[:160]}"
         ) from error
+    except (TypeError, ArithmeticError, RuntimeError) as error:
+        raise ModelError(f"{folder / 'config.json'} describes no model that can be built: {error!r}.") from error
 
 
 def tied_names(model: PreTrainedModel) -> set[str]:

@@ -75,8 +75,7 @@ def refuse_unsupported(model: nn.Module, blocks: nn.ModuleList) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{type(model).__name__} is an encoder-decoder model; Secateur prunes decoder-only models.")
     for name, module in blocks.named_modules():
-        stacked = any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
-        if stacked or name.rpartition(".")[2] == "experts":
+        if name.rpartition(".")[2] == "experts":
             raise ModelError(
                 f"{type(model).__name__} is a mixture-of-experts model (block module {name!r} holds experts), which "
                 "this version cannot prune: its statistics would have to be kept per expert. Use a dense model."

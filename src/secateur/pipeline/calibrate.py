@@ -69,7 +69,7 @@ class CalibrationStage:
         (folder / JOURNAL).unlink(missing_ok=True)
         return {
             "kind": "calibration",
-            "model": {"name": self.model.name, "digest": self.model.digest, "revision": self.recipe.revision},
+            "model": {"name": self.model.name, "digest": self.model.digest, "revision": self.model.revision},
             "source": self.recipe.calibration.source,
             "set_digest": result.digest,
             "samples": len(result.samples),

@@ -23,6 +23,19 @@ from secateur.pipeline.recipe import Named, Recipe
 from secateur.pipeline.store import digest_of, file_digest
 from secateur.registry import Registry
 
+DECIDING_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+"""Files besides the weights that can change what a model reads or writes."""
+
 GENERATED_FILTERS = (Named.model_validate({"name": "perplexity", "drop": 0.2}),)
 
 
@@ -54,7 +67,7 @@ def _make(registry: Registry, named: Named) -> Any:
             hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known) or 'none'}"
             raise RecipeError(f"The {registry.kind} {named.name!r} has no setting {key!r}{hint}.")
     try:
-        return TypeAdapter(kind).validate_python(named.settings)
+        return TypeAdapter(kind).validate_python(named.settings, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(
@@ -77,6 +90,11 @@ class ResolvedModel:
         return min(MAX_LENGTH, self.positions or MAX_LENGTH)
 
     @property
+    def revision(self) -> str | None:
+        """The commit of a model from the Hub; ``None`` for others."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
+    @property
     def is_reference(self) -> bool:
         return self.name == REFERENCE
 
@@ -92,6 +110,6 @@ def resolve_model(name: str, revision: str | None = None) -> ResolvedModel:
     """Locate a model and digest its files. Raises ``ModelError`` when it is missing, damaged or incomplete."""
     folder = locate_model(name, revision)
     checkpoint = Checkpoint(folder)
-    names = [*checkpoint.files, *(file for file in ("config.json", "tokenizer.json") if (folder / file).exists())]
+    names = [*checkpoint.files, *(file for file in DECIDING_FILES if (folder / file).is_file())]
     digest = digest_of({file: file_digest(folder / file) for file in names})
     return ResolvedModel(name, folder, digest, max_positions(folder))

@@ -10,6 +10,7 @@ from typing import Any
 
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import resolve_text_source
+from secateur.errors import ModelError
 from secateur.evaluation.fidelity import fidelity
 from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.protocol import EvaluationText, Protocol, parse_protocol, tokenise
@@ -66,7 +67,8 @@ class EvaluationStage:
         return {"kind": "evaluation", "phases": phases.found, "text": self.source.name, **environment()}
 
     def _text(self) -> EvaluationText:
-        texts = [text for _, text in self.source.texts() if text.strip()]
+        # Blank rows count under concat (the original programs join them too), but are no documents.
+        texts = [text for _, text in self.source.texts() if self.protocol.window or text.strip()]
         tokenizer = load_tokenizer(self.model.folder)
         return tokenise(texts, tokenizer, self.protocol, self.model.positions, self.recipe.evaluation.limit)
 
@@ -104,7 +106,10 @@ def dense_model_of(model: ResolvedModel) -> ResolvedModel | None:
         return None
     origin = manifest["model"]
     name = origin["folder"] if Path(origin["folder"]).is_dir() and origin["name"] != "reference" else origin["name"]
-    found = resolve_model(name, origin["revision"])
+    try:
+        found = resolve_model(name, origin["revision"])
+    except ModelError:
+        return None
     return found if found.digest == origin["digest"] else None
 
 

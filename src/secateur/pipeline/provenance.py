@@ -39,10 +39,6 @@ class Phases:
                 entry["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
             self.found[name] = entry
 
-    @property
-    def seconds(self) -> float:
-        return sum(entry["seconds"] for entry in self.found.values())
-
 
 def peak_memory() -> int:
     """Highest resident memory in bytes since the process started, or since ``_reset_peak`` where that works."""
@@ -92,8 +88,10 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    with suppress(OSError):
+        done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        return done.stdout.strip() or None
+    return None
 
 
 def _processor() -> str:

@@ -24,7 +24,7 @@ from secateur.pruning.records import BlockJournal, LinearRecord, achieved_sparsi
 from secateur.pruning.verify import verify
 
 FORMAT = 1
-RECORDS = "pruning.jsonl"
+RECORDS = "pruning.jsonl"  # one of the checkpoint's OWN_FILES: never copied from an already pruned model
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ class PruningStage:
             advance = reporter.advance("blocks")
             records = prune_blocks(self.skeleton, self.plan, batches, output, journal, advance)
         with phases.phase("verify"):
-            verification = verify(self.model.folder, folder, records, self.pattern)
+            verification = verify(self.model.folder, folder, records, self.pattern, self.plan.sparsities)
         return {
             "kind": "pruned",
             "model": {
                 "name": self.model.name,
                 "folder": str(self.model.folder.resolve()),
                 "digest": self.model.digest,
-                "revision": self.recipe.revision,
+                "revision": self.model.revision,
             },
             "recipe": self.recipe.model_dump(),
             "calibration": _calibration_facts(calibration),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,16 +14,8 @@ from ruamel.yaml.error import YAMLError
 
 from secateur.errors import RecipeError, UnknownNameError
 from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipes import recipe_names, recipe_text
 from secateur.registry import suggestion
-
-
-def recipe_names() -> dict[str, str]:
-    """The recipes that come with the package, with the first comment line of each."""
-    found = {}
-    for path in sorted(files("secateur.pipeline").joinpath("recipes").iterdir(), key=lambda path: path.name):
-        if path.name.endswith(".yaml"):
-            found[path.name.removesuffix(".yaml")] = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-    return found
 
 
 def load_recipe(
@@ -66,7 +58,7 @@ def _read(name: str) -> tuple[Any, str]:
             raise UnknownNameError(
                 f"There is no recipe named {name!r}{suggestion(name, recipe_names())}; or give a .yaml file."
             )
-        text, where = files("secateur.pipeline").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8"), name
+        text, where = recipe_text(name), name
     else:
         try:
             text, where = path.read_text(encoding="utf-8"), str(path)
@@ -107,7 +99,8 @@ def _line_numbers(data: Any, prefix: str = "") -> dict[str, int]:
     if isinstance(data, Mapping) and hasattr(data, "lc"):
         for key, value in data.items():
             name = f"{prefix}{key}"
-            found[name] = data.lc.key(key)[0] + 1  # type: ignore[attr-defined]
+            with suppress(KeyError, TypeError):  # a key that a YAML merge brought in has no line of its own
+                found[name] = data.lc.key(key)[0] + 1  # type: ignore[attr-defined]
             found |= _line_numbers(value, f"{name}.")
     return found
 

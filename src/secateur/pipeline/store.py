@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +62,26 @@ def finished(final: Path, spec: Mapping[str, Any]) -> bool:
             "--out, or move it away."
         )
     if manifest["spec_digest"] != digest_of(spec):
-        raise StoreError(
-            f"The output folder {final} holds the result of another run (spec {manifest['spec_digest'][:DIGEST_SHOWN]}, this "
-            f"one is {digest_of(spec)[:DIGEST_SHOWN]}): {_differences(manifest.get('spec', {}), spec)}. Give another --out, or delete it."
-        )
+        raise StoreError(_taken(final, _differences(manifest.get("spec", {}), spec)))
     return True
 
 
-def build(final: Path, spec: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> bool:
+def build(
+    final: Path, spec: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]], scratch: Sequence[str] = ()
+) -> bool:
     """Make the output folder ``final`` of ``spec`` unless it is there already; returns whether it was made now.
 
     ``make`` fills a folder beside it and returns facts for the manifest; it is called again on what an interrupted run
-    left behind. The manifest is written last, then the folder gets its name. Raises ``StoreError`` when ``final`` is
-    taken, another process is at it, or the disk is full; nothing half-written is ever called ``final``.
+    left behind. The manifest is written last, then the files named ``scratch`` go, then the folder gets its name.
+    Raises ``StoreError`` when ``final`` is taken, another process is at it, or the disk fails; nothing half-written is
+    ever called ``final``.
     """
-    digest = digest_of(spec)
+    final = final.absolute()
     if finished(final, spec):
         return False
-    partial = partial_folder(final, digest)
+    if final == Path.cwd():
+        raise StoreError(f"The output folder cannot be the working directory {final} itself; give a folder inside it.")
+    partial = partial_folder(final, digest_of(spec))
     lock = FileLock(partial.with_suffix(".lock"))
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -87,10 +89,11 @@ def build(final: Path, spec: Mapping[str, Any], make: Callable[[Path], Mapping[s
             if finished(final, spec):
                 shutil.rmtree(partial, ignore_errors=True)
                 return False
-            facts = make(partial)
-            manifest = {"spec_digest": digest, "spec": dict(spec), **facts, "files": _digests(partial)}
-            _write_durably(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-            if final.exists():
+            if read_manifest(partial) is None:
+                _complete(partial, spec, make(partial), scratch)
+            for name in scratch:
+                (partial / name).unlink(missing_ok=True)
+            if not finished(final, spec) and final.exists():
                 final.rmdir()
             partial.replace(final)
             Path(lock.lock_file).unlink(missing_ok=True)
@@ -101,7 +104,31 @@ def build(final: Path, spec: Mapping[str, Any], make: Callable[[Path], Mapping[s
             "again: what it finished will be used."
         ) from error
     except OSError as error:
-        raise _disk_error(error, partial) from error
+        raise disk_error(error, partial) from error
+
+
+def _complete(partial: Path, spec: Mapping[str, Any], facts: Mapping[str, Any], scratch: Sequence[str]) -> None:
+    files = sorted(path for path in partial.rglob("*") if path.is_file() and path.name not in {MANIFEST, *scratch})
+    digests = {path.relative_to(partial).as_posix(): file_digest(path) for path in files}
+    manifest = {"spec_digest": digest_of(spec), "spec": dict(spec), **facts, "files": digests}
+    unnamed = partial / f".{MANIFEST}"
+    _write_durably(unnamed, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    unnamed.replace(partial / MANIFEST)
+
+
+def refuse_taken(final: Path, known: Mapping[str, Any]) -> None:
+    """Raise ``StoreError`` early when ``final`` holds something else, going by the part of the spec that is known."""
+    manifest = read_manifest(final)
+    if manifest is None:
+        finished(final, known)
+    else:
+        differences = _differences({key: manifest["spec"].get(key) for key in known}, known)
+        if differences:
+            raise StoreError(_taken(final, differences))
+
+
+def _taken(final: Path, differences: str) -> str:
+    return f"The output folder {final} holds the result of another run: {differences}. Give another --out, or delete it."
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -117,18 +144,13 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _disk_error(error: OSError, partial: Path) -> OSError | StoreError:
-    reasons = {
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EROFS: "the disk is read-only",
-    }
-    reasons |= {errno.EACCES: "permission was denied", errno.EFBIG: "the file grew past the allowed size"}
-    if error.errno not in reasons:
-        return error
+def disk_error(error: OSError, place: Path) -> StoreError:
+    """What an operating system's error while writing under ``place`` means."""
+    reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only"}
+    reason = reasons.get(error.errno or 0, (error.strerror or str(error)).lower())
     return StoreError(
-        f"Writing {error.filename or partial} failed: {reasons[error.errno]}. What was finished so far is kept in {partial}; "
-        "mend that and run the same command again to go on from there, or delete that folder."
+        f"Writing {error.filename or place} failed: {reason}. What was finished so far is kept in {place}; mend that and "
+        "run the same command again to go on from there, or delete that folder."
     )
 
 
@@ -147,12 +169,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
 
 
 def _write_durably(path: Path, text: str) -> None:

@@ -86,13 +86,15 @@ def prune_blocks(
     has are read back from ``output`` and only replayed, so that an interrupted run goes on where it stopped, with the
     same result. Raises ``NumericsError`` for inputs that are not finite.
     """
+    count = len(skeleton.blocks)
+    missing = [index for index in range(count + plan.head) if index not in journal.blocks]
+    if not missing:
+        return journal.records()
     needs_data = bool(plan.method.needs)
     activations = capture(skeleton, batches) if needs_data else Activations([], [], [])
-    count = len(skeleton.blocks)
     progress(0, count)
     for index in range(count):
-        done = index in journal.blocks
-        needed_later = needs_data and (index < count - 1 or plan.head)
+        done, needed_later = index in journal.blocks, needs_data and index < missing[-1]
         if not done or needed_later:
             block = skeleton.load_block(index, output if done else None)
             if not done:
@@ -141,7 +143,7 @@ def _prune_linear(
         pruned = plan.method.prune(weight, found, plan.pattern, sparsity)
     except SecateurError as error:
         raise type(error)(f"{linear.name} (block {linear.block}): {error}") from error
-    result = linear.as_rows(_checked(pruned.weight, linear)).to(stored.dtype).contiguous()
+    result = _checked(linear.as_rows(pruned.weight).to(stored.dtype).contiguous(), linear)
     output.patch({key: result})
     parameter = linear.module.weight
     assert isinstance(parameter, Tensor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,22 +25,26 @@ class Verification:
     sparsity_of_all: float
 
 
-def verify(dense: Path, pruned: Path, records: Sequence[LinearRecord], pattern: Pattern) -> Verification:
+def verify(
+    dense: Path, pruned: Path, records: Sequence[LinearRecord], pattern: Pattern, asked: Mapping[str, float]
+) -> Verification:
     """Check the pruned model's files against its records and the dense model's files.
 
-    Every pruned linear has the zeros its record says and at least the asked ones, the N:M pattern in every group, and
-    only finite numbers; every other tensor is bit-identical. Raises ``VerificationError`` listing what is wrong.
+    ``asked``: sparsity of every linear that was to be pruned. Each has the zeros its record says and at least the asked
+    ones (rounded down in every row), the N:M pattern in every group, and only finite numbers; every other tensor is
+    bit-identical. Raises ``VerificationError`` listing what is wrong.
     """
     before, after = Checkpoint(dense), Checkpoint(pruned)
     by_key = {record.key: record for record in records}
     problems = [f"{name} is missing" for name in before.names if name not in after]
+    problems += [f"{name} was to be pruned, but was not" for name in asked.keys() - {record.name for record in records}]
     zeros = 0
     for name in after.names:
         tensor = after.read(name)
         if name not in before:
             problems.append(f"{name} is not in the dense model")
         elif name in by_key:
-            problems += _linear_problems(tensor, by_key[name], pattern)
+            problems += _linear_problems(tensor, by_key[name], pattern, asked)
             zeros += int((tensor == 0).sum())
         elif not _same_bits(tensor, before.read(name)):
             problems.append(f"{name} should be untouched, but differs from the dense model")
@@ -59,7 +63,9 @@ def verify(dense: Path, pruned: Path, records: Sequence[LinearRecord], pattern: 
     )
 
 
-def _linear_problems(tensor: Tensor, record: LinearRecord, pattern: Pattern) -> list[str]:
+def _linear_problems(
+    tensor: Tensor, record: LinearRecord, pattern: Pattern, asked: Mapping[str, float]
+) -> list[str]:
     rows = tensor.T if record.transposed else tensor
     found = int((rows == 0).sum())
     problems = []
@@ -69,6 +75,9 @@ def _linear_problems(tensor: Tensor, record: LinearRecord, pattern: Pattern) -> 
         problems.append(
             f"{record.name} has {found:,} zeros, not the {record.zeros:,} recorded ({record.pruned:,} pruned)"
         )
+    least = asked.get(record.name, 0) * record.weights - record.outputs - 1
+    if found < least:
+        problems.append(f"{record.name} has {found:,} zeros; a sparsity of {asked[record.name]:g} asks for {least:,.0f}")
     if pattern.keep is not None and pattern.group is not None:
         kept = (rows.reshape(-1, pattern.group) != 0).sum(dim=1)
         bad = int((kept > pattern.keep).sum())

@@ -51,6 +51,6 @@ class CorpusSource(TextSource):
             reason = " ".join(str(error).split())[:300]
             raise CalibrationError(
                 f"The data set {self.name!r} (split {self.split!r}) could not be read from the Hub ({type(error).__name__}: "
-                f"{reason}). Check the name and the connection; offline, give a local file (txt, jsonl, parquet), or use "
-                "--calibration self, prose or site-packages, which need no network."
+                f"{reason}). Check the name and the connection; offline, give a local file (txt, jsonl, parquet) or a bundled "
+                "source instead (prose, site-packages; for calibration also self), which need no network."
             ) from error

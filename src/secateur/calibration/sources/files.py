@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,11 +48,13 @@ class FileSource(TextSource):
                 yield file.name, file.read_text(encoding="utf-8")
             else:
                 yield from self._lines(file)
+        except PermissionError as error:
+            raise CalibrationError(f"{file} may not be read: {error.strerror}.") from error
         except UnicodeDecodeError as error:
             raise CalibrationError(
                 f"{file} is not UTF-8 text (byte {error.start:,}: {error.reason}); convert it to UTF-8 first."
             ) from error
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise CalibrationError(f"{file} is not a whole gzip file: {error}.") from error
 
     def _lines(self, file: Path) -> Iterator[tuple[str, str]]:
@@ -67,24 +70,26 @@ class FileSource(TextSource):
                 yield f"{file.name}:{number}", self._text_in(entry, f"{file}, line {number},")
 
     def _parquet(self, file: Path) -> Iterator[tuple[str, str]]:
+        import pyarrow
         import pyarrow.parquet as parquet
 
         try:
             table = parquet.ParquetFile(file)
-            columns = table.schema_arrow.names
-        except Exception as error:  # pyarrow raises its own kinds
+            self._text_in(dict.fromkeys(table.schema_arrow.names, ""), f"{file}")
+            number = 0
+            for batch in table.iter_batches(columns=[self.text_key]):
+                for text in batch.column(0).to_pylist():
+                    number += 1
+                    yield f"{file.name}:{number}", self._text_in({self.text_key: text}, f"{file}, row {number},")
+        except (pyarrow.ArrowException, OSError) as error:
             raise CalibrationError(f"{file} is not a parquet file that can be read: {error}.") from error
-        self._text_in(dict.fromkeys(columns, ""), f"{file}")
-        number = 0
-        for batch in table.iter_batches(columns=[self.text_key]):
-            for text in batch.column(0).to_pylist():
-                number += 1
-                yield f"{file.name}:{number}", text or ""
 
     def _text_in(self, entry: object, where: str) -> str:
         if isinstance(entry, dict) and isinstance(entry.get(self.text_key), str):
             return entry[self.text_key]
         keys = f"the keys {', '.join(map(str, entry))}" if isinstance(entry, dict) else type(entry).__name__
+        if isinstance(entry, dict) and self.text_key in entry:
+            keys = f"{type(entry[self.text_key]).__name__} there"
         raise CalibrationError(
             f"{where} has no text under the key {self.text_key!r} (found {keys}); name the right one with "
             "calibration.text_key."

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from secateur.calibration.packing import Document
 from secateur.calibration.sources.base import Source, Tokenizer
 
-DOCUMENT_TOKENS = 1024
+DOCUMENT_TOKENS = 2**17  # longer than any sample, so that packing by document finds room
 
 
 class RandomTokens(Source):
