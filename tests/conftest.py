@@ -107,7 +107,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifty documents of different lengths, one a line."""
     path = tmp_path_factory.mktemp("text") / "text.jsonl"
-    words = "the quick brown fox jumps over the lazy dog".split()
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
     lines = []
     for index in range(50):
         text = " ".join(words[(index * 7 + step * (1 + index % 3)) % 9] for step in range(20 + 5 * index))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import CONFIGS, save_model
 
+from conftest import CONFIGS, save_model
 from secateur.allocation.uniform import Uniform
 from secateur.errors import ModelError, NumericsError, PatternError, UsageError, VerificationError
 from secateur.masks import parse_pattern
@@ -67,7 +67,9 @@ def test_replaying_blocks_is_the_model_s_own_forward(any_model):
     model = load_model(any_model)
     seen: list[torch.Tensor] = []
     blocks = model.get_submodule(skeleton.prefix)
-    blocks[-1].register_forward_hook(lambda _, __, output: seen.append(output if torch.is_tensor(output) else output[0]))
+    blocks[-1].register_forward_hook(
+        lambda _, __, output: seen.append(output if torch.is_tensor(output) else output[0])
+    )
     for batch, hidden in zip(batches, activations.hidden, strict=True):
         model(**batch.model_inputs(), use_cache=False)
         real = batch.token_mask[..., None]
@@ -83,7 +85,9 @@ def test_statistics_see_the_pruned_predecessors_not_padding(llama, tmp_path):
         linears = {name: module for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
         handles = [
             module.register_forward_pre_hook(
-                lambda _, args, name=name: squares.__setitem__(name, squares.get(name, 0) + args[0][0].square().sum(dim=0))
+                lambda _, args, name=name: squares.__setitem__(
+                    name, squares.get(name, 0) + args[0][0].square().sum(dim=0)
+                )
             )
             for name, module in linears.items()
         ]

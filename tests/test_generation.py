@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from conftest import CONFIGS, save_model, tiny_tokenizer
 
+from conftest import CONFIGS, save_model, tiny_tokenizer
 from secateur.calibration.filters.perplexity import PerplexityFilter
 from secateur.calibration.packing import Packing
 from secateur.calibration.sample import Sample
@@ -39,7 +39,9 @@ class ScriptedEngine(Engine):
         for row, prompt in enumerate(prompts):
             size = self.length_of(self.made) or length
             ids = (*prompt, *(10 + (seed + row + step) % 80 for step in range(size - len(prompt))))
-            found.append(Sample(ids if size == length else (*ids[:-1], 1), len(prompt), "length" if size == length else "eos"))
+            found.append(
+                Sample(ids if size == length else (*ids[:-1], 1), len(prompt), "length" if size == length else "eos")
+            )
             self.made += 1
         return found
 
@@ -120,7 +122,9 @@ def test_the_same_seed_writes_the_same_ids_and_another_does_not(llama):
 
 
 @pytest.mark.parametrize(
-    "other", [{"temperature": 5.0}, {"top_k": 1}, {"top_p": 0.01}, {"repetition_penalty": 8.0}], ids=lambda o: next(iter(o))
+    "other",
+    [{"temperature": 5.0}, {"top_k": 1}, {"top_p": 0.01}, {"repetition_penalty": 8.0}],
+    ids=lambda o: next(iter(o)),
 )
 def test_every_sampling_setting_changes_what_is_written(llama, other):
     engine = TransformersEngine(load_model(llama))
@@ -179,7 +183,9 @@ def test_prompts_that_cannot_be(text_file):
         next(prefixes(source, tokenizer, 5000, "document", 0, 0))
 
 
-@pytest.mark.parametrize("bad", [{"temperature": 0}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"temperature": float("nan")}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": 0}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"temperature": float("nan")}]
+)
 def test_sampling_settings_that_make_no_sense(bad):
     with pytest.raises(UsageError, match="Sampling needs"):
         Sampling(**bad)

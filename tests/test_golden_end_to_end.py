@@ -50,7 +50,9 @@ def test_masks_weights_and_logits_agree(golden, tmp_path, key, method, pattern, 
     skeleton = Skeleton(folder)
     plan = plan_pruning(skeleton, method, parse_pattern(pattern), 0.5, Uniform())
     output = skeleton.checkpoint.copy_to(tmp_path)
-    prune_blocks(skeleton, plan, make_batches(data["tokens"].tolist(), batch), output, BlockJournal(tmp_path / "journal"))
+    prune_blocks(
+        skeleton, plan, make_batches(data["tokens"].tolist(), batch), output, BlockJournal(tmp_path / "journal")
+    )
     found = Checkpoint(tmp_path)
     for name in plan.sparsities:
         weight = found.read(f"{name}.weight").numpy()

@@ -30,9 +30,15 @@ def stats_of(inputs: torch.Tensor) -> InputStatistics:
 
 def cases(weight, inputs, golden):
     """Every pattern the original programs were run with on this matrix, as ``(name, pattern, sparsity)``."""
-    return weight, stats_of(inputs), [
-        (name, parse_pattern(text), sparsity) for name, (text, sparsity) in PATTERNS.items() if f"wanda_{name}_mask" in golden
-    ]
+    return (
+        weight,
+        stats_of(inputs),
+        [
+            (name, parse_pattern(text), sparsity)
+            for name, (text, sparsity) in PATTERNS.items()
+            if f"wanda_{name}_mask" in golden
+        ],
+    )
 
 
 def small(shape: str) -> dict[str, np.ndarray]:
@@ -88,7 +94,7 @@ def problem():
     return weight, torch.randn(4, 100, 64, generator=generator) @ mix * torch.logspace(-1, 1, 64)
 
 
-@pytest.mark.parametrize("name", [entry for entry in METHODS.entries()])
+@pytest.mark.parametrize("name", list(METHODS.entries()))
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4:8", "1:4"])
 def test_every_method_gives_exact_counts_and_zeros(problem, name, pattern):
     weight, inputs = problem

@@ -63,7 +63,9 @@ def test_document_takes_one_window_of_each_long_document():
 @pytest.mark.parametrize("rule", ["concat", "document"])
 def test_a_shortfall_is_an_error_with_the_counts(rule):
     packing = Packing(10, rule, "none", None, EOS)
-    with pytest.raises(CalibrationError, match=r"9 samples of 10 tokens were asked of 'few', but it yields \d: 3 documents read"):
+    with pytest.raises(
+        CalibrationError, match=r"9 samples of 10 tokens were asked of 'few', but it yields \d: 3 documents read"
+    ):
         packing.pack(documents(12, 4, 25), 9, 0, "few")
 
 

@@ -23,7 +23,9 @@ def written(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("text", ["pruning:\n  pattern: 2:4", "pruning: {pattern: '2:4'}", 'pruning:\n  pattern: "2:4"'])
+@pytest.mark.parametrize(
+    "text", ["pruning:\n  pattern: 2:4", "pruning: {pattern: '2:4'}", 'pruning:\n  pattern: "2:4"']
+)
 def test_2_4_is_read_as_it_is_written_quoted_or_not(written, text):
     assert load_recipe(written(text)).pruning.pattern == "2:4"
 
@@ -126,7 +128,9 @@ def test_every_setting_of_the_data_changes_its_digest(llama):
 @pytest.mark.parametrize(("key", "value"), [("pool", 3), ("split", "x"), ("revision", "y")])
 def test_settings_of_drawn_data_change_its_digest_too(llama, text_file, key, value):
     model, source = resolve_model(str(llama)), {"calibration.source": str(text_file)}
-    plain, other = (plan_calibration(load_recipe(None, (), source | extra), model) for extra in ({}, {f"calibration.{key}": value}))
+    plain, other = (
+        plan_calibration(load_recipe(None, (), source | extra), model) for extra in ({}, {f"calibration.{key}": value})
+    )
     assert digest_of(plain.spec) != digest_of(other.spec)
 
 

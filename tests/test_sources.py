@@ -9,8 +9,8 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_tokenizer
 
+from conftest import tiny_tokenizer
 from secateur.calibration.sources import SOURCES
 from secateur.calibration.sources.files import FileSource
 from secateur.calibration.sources.python_texts import Prose, SitePackages, StdlibHeldout, StdlibTrain, split_of

@@ -106,7 +106,9 @@ def test_stopped_at_any_stage_the_same_command_goes_on_to_the_same_result(llama,
     arguments = ["prune", str(llama), "--method", "sparsegpt", "--set", "evaluation.enabled=false"]
     arguments += ["--set", "calibration.samples=24", "--set", "calibration.generation.batch_size=2"]
     command = [sys.executable, "-m", "secateur", *arguments]
-    calm = subprocess.run([*command, "--store", str(tmp_path / "calm"), "--json"], capture_output=True, text=True, check=True)
+    calm = subprocess.run(
+        [*command, "--store", str(tmp_path / "calm"), "--json"], capture_output=True, text=True, check=True
+    )
     place = tmp_path / "stopped"
     # The child stops itself, so to speak: its parent watches for the stage's journal to have two lines.
     process = subprocess.Popen(

@@ -7,30 +7,31 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from secateur.cli.common import Common
+from secateur.cli.common import Output
 
 
 def check(
-    recipe: Annotated[str, Parameter(help="A recipe file, or the name of a bundled recipe.")],
+    target: Annotated[str, Parameter(name="recipe", help="A recipe file, or the name of a bundled recipe.")],
     *,
-    common: Common = Common(),  # noqa: B008 - cyclopts fills it
+    set_: Annotated[
+        list[str] | None, Parameter(name="--set", help="Any recipe value as key.path=value.", negative=())
+    ] = None,
+    common: Output = Output(),  # noqa: B008 - cyclopts fills it
 ) -> int:
     """Check a recipe against its model and say what it would do, without doing it."""
     from secateur.pipeline.recipe_file import load_recipe
 
-    return describe(load_recipe(recipe, common.set_, {"device": common.device, "seed": common.seed}), common, None)
+    return describe(load_recipe(target, set_ or []), common, None)
 
 
-def describe(recipe: Any, common: Common, out: Path | None) -> int:
+def describe(recipe: Any, common: Output, out: Path | None) -> int:
     """Resolve every stage of ``recipe`` and print what it would do; errors are raised as in a real run."""
+    from secateur.api import plan_run
     from secateur.cli.console import print_json, print_line
-    from secateur.pipeline.calibrate import plan_calibration
-    from secateur.pipeline.components import resolve_model
-    from secateur.pipeline.prune import plan_prune
     from secateur.pipeline.store import read_manifest
 
-    model = resolve_model(recipe.model, recipe.revision)
-    stage = plan_prune(recipe, model)
+    plan = plan_run(recipe, out)
+    model, stage = plan.model, plan.pruning
     weights = sum(linear.inputs * linear.outputs for linear in _linears(stage))
     found: dict[str, Any] = {
         "model": {"name": model.name, "folder": str(model.folder), "digest": model.digest},
@@ -45,12 +46,13 @@ def describe(recipe: Any, common: Common, out: Path | None) -> int:
         "calibration": None,
         "recipe": recipe.model_dump(),
     }
-    if stage.needs_data:
-        planned = plan_calibration(recipe, model)
-        folder = planned.folder(common.store)
-        found["calibration"] = {"spec": planned.spec, "folder": str(folder), "ready": read_manifest(folder) is not None}
-    if out is not None and found["calibration"] is None:
-        stage.check(out, None)
+    if plan.calibration:
+        folder = plan.calibration.folder(common.store)
+        ready = read_manifest(folder) is not None
+        found["calibration"] = {"spec": plan.calibration.spec, "folder": str(folder), "ready": ready}
+    elif plan.existing_set:
+        manifest = read_manifest(plan.existing_set) or {}
+        found["calibration"] = {"spec": manifest["spec"], "folder": str(plan.existing_set), "ready": True}
     if common.json:
         print_json(found)
         return 0
@@ -59,7 +61,7 @@ def describe(recipe: Any, common: Common, out: Path | None) -> int:
     print_line(f"method       {recipe.pruning.method.name}, {stage.pattern}, sparsity {stage.sparsity:g}")
     if found["calibration"]:
         spec = found["calibration"]["spec"]
-        ready = "in the store already" if found["calibration"]["ready"] else "to be made"
+        ready = "there already" if found["calibration"]["ready"] else "to be made"
         print_line(
             f"calibration  {spec['samples']} samples of {spec['length']} tokens from {spec['source']!r}, {ready}"
         )

@@ -16,7 +16,30 @@ from secateur.pipeline.store import DEFAULT_STORE
 
 @Parameter(name="*")
 @dataclass
-class Common:
+class Output:
+    """Flags of every command."""
+
+    store: Annotated[Path, Parameter(help="Where results are kept and found again.", env_var="SECATEUR_STORE")] = Path(
+        DEFAULT_STORE
+    )
+    json: Annotated[bool, Parameter(help="The result as JSON on stdout.", negative=())] = False
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], help="No progress.", negative=())] = False
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Every step as a line.", negative=())] = False
+
+    @contextmanager
+    def reporter(self) -> Iterator[Any]:
+        """A console reporter, with transformers' own output silenced."""
+        from secateur.cli.console import ConsoleReporter
+        from secateur.models.loading import quiet_transformers
+
+        quiet_transformers()
+        with ConsoleReporter(self.quiet, self.verbose) as reporter:
+            yield reporter
+
+
+@Parameter(name="*")
+@dataclass
+class Common(Output):
     """Flags of every command that runs something."""
 
     recipe: Annotated[
@@ -27,13 +50,7 @@ class Common:
     ] = field(default_factory=list)
     device: Annotated[str | None, Parameter(help="auto, cpu, cuda, cuda:1, ...")] = None
     seed: Annotated[int | None, Parameter(help="Decides the calibration draw.")] = None
-    store: Annotated[Path, Parameter(help="Where results are kept and found again.", env_var="SECATEUR_STORE")] = Path(
-        DEFAULT_STORE
-    )
-    json: Annotated[bool, Parameter(help="The result as JSON on stdout.", negative=())] = False
     dry_run: Annotated[bool, Parameter(help="Check everything and say what would be done.", negative=())] = False
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], help="No progress.", negative=())] = False
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], help="Every step as a line.", negative=())] = False
 
     def load(self, model: str | None, overrides: Mapping[str, Any]) -> Any:
         """The recipe: its file (MODEL may be one), then the flags, then --set."""
@@ -45,13 +62,3 @@ class Common:
                 raise UsageError(f"Two recipes were given, {model} and {name}; give one.")
             name, model = model, None
         return load_recipe(name, self.set_, {"model": model, "device": self.device, "seed": self.seed, **overrides})
-
-    @contextmanager
-    def reporter(self) -> Iterator[Any]:
-        """A console reporter, with transformers' own output silenced."""
-        from secateur.cli.console import ConsoleReporter
-        from secateur.models.loading import quiet_transformers
-
-        quiet_transformers()
-        with ConsoleReporter(self.quiet, self.verbose) as reporter:
-            yield reporter

@@ -34,12 +34,17 @@ def demo(
     it writes itself, and measures each on held-out files.
     """
     from secateur import api
-    from secateur.cli.console import print_json
+    from secateur.cli.console import print_json, print_line
 
     overrides = {"pruning.pattern": pattern, "pruning.sparsity": sparsity, "evaluation.fidelity": False}
-    overrides |= {"evaluation.limit": 128, "calibration.generation.batch_size": 80}
+    overrides |= {"evaluation.enabled": True, "evaluation.limit": 128, "calibration.generation.batch_size": 80}
     runs = [("magnitude", "magnitude", "no data", {})]
     runs += [(source, method, words, {"calibration.source": source}) for source, words in SOURCES.items()]
+    if common.dry_run:
+        for name, used, _, own in runs:
+            api.plan_run(common.load("reference", overrides | own | {"pruning.method": used}))
+            print_line(f"{used} {pattern}, calibrated on {name}: would be run and measured")
+        return 0
     rows: list[dict[str, Any]] = []
     result = None
     with common.reporter() as reporter:

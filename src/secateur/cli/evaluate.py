@@ -25,11 +25,10 @@ def evaluate(
     from secateur.cli.prune import score_lines
 
     if common.dry_run:
-        from secateur.pipeline.components import resolve_model
-        from secateur.pipeline.evaluate import plan_evaluation
+        from secateur.api import plan_evaluations
 
-        stage = plan_evaluation(recipe, resolve_model(recipe.model, recipe.revision))
-        print_json({"spec": stage.spec, "folder": str(stage.folder(common.store))})
+        stages = plan_evaluations(recipe, against)
+        print_json([{"spec": stage.spec, "folder": str(stage.folder(common.store))} for stage in stages])
         return 0
 
     from secateur import api

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from secateur.cli.common import Common
+from secateur.cli.common import Output
 
 
 def inspect_(
     target: Annotated[str, Parameter(help="A folder that Secateur made, or a model.")],
     *,
-    common: Common = Common(),  # noqa: B008 - cyclopts fills it
+    common: Output = Output(),  # noqa: B008 - cyclopts fills it
 ) -> int:
     """Say what a folder or a model is: sparsity, pattern, calibration data, provenance."""
     from secateur.cli.console import print_json, print_line, print_table

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from secateur.cli.common import Common
+from secateur.cli.common import Output
 
 
 def ls(
@@ -14,7 +14,7 @@ def ls(
         Literal["methods", "sources", "filters", "allocations", "recipes", "runs"], Parameter(help="What to list.")
     ],
     *,
-    common: Common = Common(),  # noqa: B008 - cyclopts fills it
+    common: Output = Output(),  # noqa: B008 - cyclopts fills it
 ) -> int:
     """List methods, sources, filters, allocations, recipes, or runs."""
     from secateur.cli.console import print_json, print_line, print_table
@@ -31,7 +31,7 @@ def ls(
 
 def _names(what: str) -> list[dict[str, Any]]:
     if what == "recipes":
-        from secateur.pipeline.recipe_file import recipe_names
+        from secateur.pipeline.recipes import recipe_names
 
         return [{"name": name, "what": summary} for name, summary in recipe_names().items()]
     from secateur.allocation import ALLOCATIONS
@@ -43,17 +43,12 @@ def _names(what: str) -> list[dict[str, Any]]:
     return [{"name": entry.name, "what": entry.summary} for entry in registry.entries().values()]
 
 
-def _runs(common: Common) -> list[dict[str, Any]]:
-    import json
+def _runs(common: Output) -> list[dict[str, Any]]:
+    from secateur.pipeline.store import read_manifest
 
     found = []
-    for path in sorted(common.store.glob("*/*/manifest.json")):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found.append(
-            {"kind": manifest.get("kind", "?"), "finished": manifest.get("finished", "?"), "folder": str(path.parent)}
-        )
-    found += [
-        {"kind": "unfinished", "finished": "-", "folder": str(path)}
-        for path in sorted(common.store.glob("*/.*.partial"))
-    ]
+    for folder in sorted(path for path in common.store.glob("*/*") if path.is_dir()):
+        manifest = None if folder.name.startswith(".") else read_manifest(folder)
+        kind, finished = (manifest["kind"], manifest["finished"]) if manifest else ("unfinished", "-")
+        found.append({"kind": kind, "finished": finished, "folder": str(folder)})
     return found

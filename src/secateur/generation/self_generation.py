@@ -45,7 +45,8 @@ class SelfGeneration:
     """Text the model being pruned writes itself.
 
     The model continues prompts in batches of ``batch_size``; every generation is scored under it; ``filters`` judge all
-    of them together. Source: Ji et al. 2024, arXiv 2410.17711, section 4 (their fixed pool: ``Goal.generations``).
+    of them together. With ``one_each``, a generation counts as one window of so many tokens, or not at all when it is
+    shorter (packing by document). Source: Ji et al. 2024, arXiv 2410.17711, section 4 (their fixed pool: ``Goal.generations``).
     """
 
     engine: Engine
@@ -56,6 +57,7 @@ class SelfGeneration:
     batch_size: int
     seed: int
     specials: frozenset[int]
+    one_each: int | None = None
 
     def run(
         self, goal: Goal, journal: Journal, progress: Callable[[int, int], None] = lambda done, total: None
@@ -79,13 +81,16 @@ class SelfGeneration:
             samples += batch
             contents += map(self._content, batch)
             verdicts = apply_filters(self.filters, samples)
-            self._check_worth(contents)
+            self._check_worth(contents, verdicts)
         progress(len(samples), len(samples))
         return Generated(tuple(samples), tuple(verdicts))
 
     def _content(self, sample: Sample) -> int:
         """Tokens that packing gets of a sample: all but begin and end tokens, and one for its end."""
-        return sum(token not in self.specials for token in sample.token_ids) + (sample.finish == "eos")
+        found = sum(token not in self.specials for token in sample.token_ids) + (sample.finish == "eos")
+        if self.one_each is not None:
+            return self.one_each if found >= self.one_each else 0
+        return found
 
     def _still_needed(self, goal: Goal, contents: list[int], verdicts: list[Verdict]) -> int:
         """How many more generations the goal takes, going by the mean length so far (at first: full length)."""
@@ -98,12 +103,16 @@ class SelfGeneration:
         share = math.prod(judge.keeps for judge in self.filters)
         return max(1, math.floor((goal.tokens / share - sum(contents)) / max(mean, 1)))
 
-    def _check_worth(self, contents: list[int]) -> None:
-        if len(contents) >= HOPELESS_AFTER and sum(contents) < HOPELESS_TOKENS * len(contents):
+    def _check_worth(self, contents: list[int], verdicts: list[Verdict]) -> None:
+        kept = sum(content for content, verdict in zip(contents, verdicts, strict=True) if verdict.keep)
+        if len(contents) >= HOPELESS_AFTER and kept < HOPELESS_TOKENS * len(contents):
+            short = (
+                f", are shorter than the {self.one_each} tokens that packing by document needs" if self.one_each else ""
+            )
             raise CalibrationError(
-                f"The model ended {len(contents)} generations after fewer than {HOPELESS_TOKENS} tokens on average, so it cannot "
-                "write its own calibration data from these prompts; take longer prefixes "
-                "(calibration.generation.prefix_tokens) or another source."
+                f"Of {len(contents)} generations only {kept:,} usable tokens were left: the texts end at once{short}, or the "
+                "filters drop them. The model cannot write its own calibration data this way; take longer prefixes "
+                "(calibration.generation.prefix_tokens), packing=concat, other filters, or another source."
             )
 
 

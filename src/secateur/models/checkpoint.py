@@ -61,7 +61,9 @@ class Checkpoint:
             raise ModelError(f"The index {self.folder / INDEX} is damaged ({error!r}); download it again.") from error
         for file in files:
             if Path(file).name != file or not (self.folder / file).is_file():
-                raise ModelError(f"{self.folder / INDEX} names {file}, but there is no such file beside it; download it again.")
+                raise ModelError(
+                    f"{self.folder / INDEX} names {file}, but there is no such file beside it; download it again."
+                )
         return files
 
     def _read_header(self, file: str) -> dict[str, _Place]:
@@ -155,7 +157,9 @@ class Checkpoint:
         index = {INDEX} if WEIGHTS not in self.files else set()
         for path in sorted(self.folder.iterdir()):
             weights = path.suffix in {*OTHER_WEIGHTS, ".safetensors"} or path.name.endswith(".safetensors.index.json")
-            wanted = path.name in {*self.files, *index} or not (weights or path.name in OWN_FILES or path.name.startswith("."))
+            wanted = path.name in {*self.files, *index} or not (
+                weights or path.name in OWN_FILES or path.name.startswith(".")
+            )
             if path.is_file() and wanted:
                 shutil.copyfile(path, folder / path.name)
         return Checkpoint(folder)

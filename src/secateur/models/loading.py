@@ -21,13 +21,14 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = No
     """The model, in evaluation mode. ``dtype`` ``None``: as stored. Raises ``ModelError`` when it cannot be loaded."""
     checkpoint = Checkpoint(folder)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or checkpoint.dtype(),
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
         )
+        model, info = loaded
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise ModelError(f"transformers cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
     absent = sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])])

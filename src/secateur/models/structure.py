@@ -74,7 +74,7 @@ def refuse_unsupported(model: nn.Module, blocks: nn.ModuleList) -> None:
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{type(model).__name__} is an encoder-decoder model; Secateur prunes decoder-only models.")
-    for name, module in blocks.named_modules():
+    for name, _ in blocks.named_modules():
         if name.rpartition(".")[2] == "experts":
             raise ModelError(
                 f"{type(model).__name__} is a mixture-of-experts model (block module {name!r} holds experts), which "

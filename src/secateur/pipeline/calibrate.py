@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from secateur.calibration.packing import Document, Packing
 from secateur.calibration.sample import CalibrationSet, Sample, read_samples, write_samples
 from secateur.calibration.sources.base import Source
 from secateur.calibration.sources.resolve import SELF, resolve_source, resolve_text_source
-from secateur.errors import UsageError
+from secateur.errors import CalibrationError, ModelError, UsageError
 from secateur.generation.engine import Sampling
 from secateur.generation.prompts import prefixes
 from secateur.generation.self_generation import Generated, Goal, SelfGeneration
 from secateur.generation.transformers_engine import TransformersEngine
 from secateur.journal import Journal
 from secateur.models.loading import load_model, load_tokenizer, pick_device, pick_dtype
+from secateur.models.skeleton import read_config
 from secateur.pipeline.components import ResolvedModel, filters_of, make_filters, resolve_model
 from secateur.pipeline.provenance import Phases, environment
 from secateur.pipeline.recipe import Recipe
@@ -55,7 +57,7 @@ class CalibrationStage:
 
     def run(self, final: Path, reporter: Reporter) -> Path:
         """Make the set in ``final`` unless it is there; returns ``final``."""
-        build(final, self.spec, lambda partial: self._make(partial, reporter))
+        build(final, self.spec, lambda partial: self._make(partial, reporter), scratch=(JOURNAL,))
         return final
 
     def _make(self, folder: Path, reporter: Reporter) -> dict[str, Any]:
@@ -66,7 +68,6 @@ class CalibrationStage:
             result, facts = self._drawn(folder, phases)
         texts = self._texts(result.samples)
         write_samples(folder / SAMPLES, result.samples, texts)
-        (folder / JOURNAL).unlink(missing_ok=True)
         return {
             "kind": "calibration",
             "model": {"name": self.model.name, "digest": self.model.digest, "revision": self.model.revision},
@@ -93,29 +94,35 @@ class CalibrationStage:
         writer = SelfGeneration(
             engine,
             prefixes(source, self.tokenizer, generation.prefix_tokens, generation.prefix_unit, bos, self.recipe.seed),
-            self.packing.length,
+            self._generation_length(bos),
             _sampling(self.recipe),
             self.filters,
             generation.batch_size,
             self.recipe.seed,
             specials,
+            self.packing.content if self.packing.rule == "document" else None,
         )
         goal = Goal(spec.samples * self.packing.content, generation.generations)
         with phases.phase("generate"):
             generated = writer.run(goal, Journal(folder / JOURNAL), reporter.advance("generations"))
         self._write_judged(folder, generated.samples, generated.verdicts)
-        result = self.packing.pack(generated.documents(specials), spec.samples, self.recipe.seed, SELF)
+        # Windows are drawn from all that was kept, however much that is.
+        packing = replace(self.packing, pool=max(generation.generations or 0, spec.samples))
+        result = packing.pack(generated.documents(specials), spec.samples, self.recipe.seed, SELF)
         return result, _generation_facts(generated)
+
+    def _generation_length(self, bos: int | None) -> int:
+        """Tokens of a generation: what a sample takes from it and its begin token, as far as the model's positions go."""
+        length = self.packing.content + (bos is not None)
+        return min(length, self.model.positions or length)
 
     def _drawn(self, folder: Path, phases: Phases) -> tuple[CalibrationSet, dict[str, Any]]:
         """Draw windows from a source; more of them when filters are to judge them."""
         spec, seed = self.recipe.calibration, self.recipe.seed
         source = _source(self.recipe)
-        share = 1.0
-        for judge in self.filters:
-            share *= judge.keeps
+        share = math.prod(judge.keeps for judge in self.filters)
         with phases.phase("draw"):
-            asked = -int(-spec.samples / share // 1)
+            asked = math.ceil(spec.samples / share)
             drawn = self.packing.pack(self._documents(source), asked, seed, source.name)
         if not self.filters:
             return drawn, {}
@@ -128,6 +135,11 @@ class CalibrationStage:
         self._write_judged(folder, scored, verdicts)
         kept = [sample for sample, verdict in zip(scored, verdicts, strict=True) if verdict.keep]
         facts = {"windows_drawn": asked, "windows_dropped": asked - len(kept)}
+        if len(kept) < spec.samples:
+            raise CalibrationError(
+                f"{spec.samples} samples were asked of {source.name!r}, but the filters kept {len(kept)} of {asked} windows; "
+                "loosen calibration.filters, or ask for fewer."
+            )
         return CalibrationSet(tuple(kept[: spec.samples]), drawn.account), facts
 
     def _documents(self, source: Source) -> Iterable[Document]:
@@ -161,6 +173,14 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
     policy = spec.bos
     if policy == "auto":
         policy = "sample" if _begin_token(tokenizer) is not None else "none"
+    if policy != "none" and tokenizer.bos_token_id is None:
+        raise UsageError(
+            f"The tokenizer of {model.name} has no begin token; set calibration.bos to none, not {policy}."
+        )
+    if existing_set(spec.source):
+        raise UsageError(
+            f"{spec.source} is a finished calibration set: give it to prune; there is nothing to generate."
+        )
     bos, eos = (token if isinstance(token, int) else None for token in (tokenizer.bos_token_id, tokenizer.eos_token_id))
     packing = Packing(length, spec.packing, policy, bos, eos, spec.pool)
     filters = make_filters(recipe)
@@ -179,13 +199,38 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
     if spec.source == SELF:
         _sampling(recipe)
         source = resolve_text_source(spec.generation.prefixes, spec.generation.prefix_text_key)
-        resolved |= {"generation": spec.generation.model_dump(), "dtype": recipe.dtype}
+        prompt = spec.generation.prefix_tokens + (_begin_token(tokenizer) is not None)
+        if length <= prompt:
+            raise UsageError(
+                f"Samples of {length} tokens leave nothing to generate after prompts of {prompt}; raise calibration.length."
+            )
+        device = pick_device(recipe.device).partition(":")[0]
+        resolved |= {"generation": spec.generation.model_dump(), "dtype": recipe.dtype, "device": device}
     else:
         source = _source(recipe)
         resolved |= {"pool": spec.pool, "text_key": spec.text_key, "split": spec.split, "revision": spec.revision}
         resolved |= {"dtype": recipe.dtype} if filters else {}
     resolved["source_fingerprint"] = source.fingerprint()
     return CalibrationStage(recipe, model, tokenizer, packing, filters, resolved)
+
+
+def existing_set(source: str) -> Path | None:
+    """The folder, when the source is a finished calibration set that Secateur made."""
+    folder = Path(source)
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    return folder if manifest and manifest.get("kind") == "calibration" else None
+
+
+def check_set(folder: Path, model: ResolvedModel) -> None:
+    """Raise ``ModelError`` when a finished set has tokens that the model does not."""
+    largest = max(max(sample.token_ids) for sample in load_set(folder).samples)
+    vocabulary = read_config(model.folder).get_text_config().vocab_size
+    if largest >= vocabulary:
+        made_for = (read_manifest(folder) or {})["model"]["name"]
+        raise ModelError(
+            f"The calibration set {folder} was made for {made_for} and holds the token {largest}, but {model.name} has only "
+            f"{vocabulary} tokens; make a set for this model."
+        )
 
 
 def load_set(folder: Path) -> CalibrationSet:

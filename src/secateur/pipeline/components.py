@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -66,13 +66,15 @@ def _make(registry: Registry, named: Named) -> Any:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known) or 'none'}"
             raise RecipeError(f"The {registry.kind} {named.name!r} has no setting {key!r}{hint}.")
-    try:
-        return TypeAdapter(kind).validate_python(named.settings, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(
-            f"The {registry.kind} {named.name!r}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r}."
-        ) from error
+    types = get_type_hints(kind)
+    for key, value in named.settings.items():
+        try:
+            TypeAdapter(types[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise RecipeError(
+                f"The {registry.kind} {named.name!r}: {key}: {error.errors()[0]['msg']}, found {value!r}."
+            ) from error
+    return kind(**named.settings)
 
 
 @dataclass(frozen=True)

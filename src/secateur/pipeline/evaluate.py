@@ -10,12 +10,13 @@ from typing import Any
 
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import resolve_text_source
-from secateur.errors import ModelError
+from secateur.errors import ModelError, UsageError
 from secateur.evaluation.fidelity import fidelity
 from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.protocol import EvaluationText, Protocol, parse_protocol, tokenise
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.loading import load_model, load_tokenizer, pick_device, pick_dtype
+from secateur.models.skeleton import read_config
 from secateur.pipeline.components import ResolvedModel, resolve_model
 from secateur.pipeline.provenance import Phases, environment
 from secateur.pipeline.recipe import Recipe
@@ -84,6 +85,11 @@ def plan_evaluation(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel |
     name = spec.text or (REFERENCE_TEXT if origin.is_reference else HUB_TEXT)
     source = resolve_text_source(name, spec.text_key, spec.split)
     protocol = parse_protocol(spec.protocol or f"concat-{model.length}")
+    if dense is not None and _vocabulary(dense) != _vocabulary(model):
+        raise UsageError(
+            f"{model.name} has {_vocabulary(model)} tokens and {dense.name} has {_vocabulary(dense)}: models of different "
+            "vocabularies cannot be compared token by token."
+        )
     compared = dense if spec.fidelity and dense is not None and dense.digest != model.digest else None
     resolved = {
         "stage": "evaluation",
@@ -97,6 +103,10 @@ def plan_evaluation(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel |
         "dtype": spec.dtype,
     }
     return EvaluationStage(recipe, model, compared, source, protocol, resolved)
+
+
+def _vocabulary(model: ResolvedModel) -> int:
+    return read_config(model.folder).get_text_config().vocab_size
 
 
 def dense_model_of(model: ResolvedModel) -> ResolvedModel | None:

@@ -89,7 +89,9 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     with suppress(OSError):
-        done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() or None
     return None
 

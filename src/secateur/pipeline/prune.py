@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.allocation.base import Allocation
 from secateur.masks.pattern import Pattern, parse_pattern, resolve_sparsity
 from secateur.methods.base import Method
 from secateur.models.batches import Batch, make_batches
@@ -18,7 +19,7 @@ from secateur.pipeline.components import ResolvedModel, make_allocation, make_me
 from secateur.pipeline.provenance import Phases, environment
 from secateur.pipeline.recipe import Recipe
 from secateur.pipeline.reporter import Reporter
-from secateur.pipeline.store import build, check_space, digest_of, finished, partial_folder
+from secateur.pipeline.store import build, check_space, digest_of, refuse_taken
 from secateur.pruning.loop import PruningPlan, plan_pruning, prune_blocks
 from secateur.pruning.records import BlockJournal, LinearRecord, achieved_sparsity
 from secateur.pruning.verify import verify
@@ -59,7 +60,15 @@ class PruningStage:
             "skip": spec.skip,
             "head": spec.head,
             "batch_size": spec.batch_size,
+            "device": pick_device(self.recipe.device).partition(":")[0],
         }
+
+    def check_place(self, final: Path) -> None:
+        """Raise ``StoreError`` when ``final`` is taken or its disk too small, before any calibration data is made."""
+        known = {key: value for key, value in self.spec(None).items() if key != "calibration"}
+        refuse_taken(final, known)
+        if not final.exists():
+            check_space(final, int(self.skeleton.checkpoint.bytes * 1.05) + 2**20)
 
     def folder(self, store: Path, calibration: Path | None) -> Path:
         name = f"{self.model.slug}-{self.recipe.pruning.method.name}-{self._amount()}"
@@ -69,16 +78,9 @@ class PruningStage:
     def _amount(self) -> str:
         return str(self.pattern).replace(":", "of") if self.pattern.structured else f"{self.sparsity * 100:g}pc"
 
-    def check(self, final: Path, calibration: Path | None) -> None:
-        """Raise ``StoreError`` when ``final`` is taken or its disk too small."""
-        spec = self.spec(calibration)
-        if not finished(final, spec) and not partial_folder(final, digest_of(spec)).exists():
-            check_space(final, int(self.skeleton.checkpoint.bytes * 1.05) + 2**20)
-
     def run(self, final: Path, calibration: Path | None, reporter: Reporter) -> Path:
         """Prune into ``final`` unless it is there; returns ``final``. Raises ``VerificationError`` when what was saved
         does not read back as it should."""
-        self.check(final, calibration)
         build(final, self.spec(calibration), lambda partial: self._make(partial, calibration, reporter))
         return final
 
@@ -127,12 +129,18 @@ class PruningStage:
 def plan_prune(recipe: Recipe, model: ResolvedModel) -> PruningStage:
     """Resolve and check the pruning stage of a recipe. Raises on anything that is wrong with what was asked."""
     spec = recipe.pruning
-    method, allocation = make_method(spec.method), make_allocation(spec.allocation)
-    pattern = parse_pattern(spec.pattern)
-    sparsity = resolve_sparsity(pattern, spec.sparsity)
+    method, pattern, sparsity, allocation = check_request(recipe)
     skeleton = Skeleton(model.folder, pick_device(recipe.device), pick_dtype(recipe.dtype))
     plan = plan_pruning(skeleton, method, pattern, sparsity, allocation, spec.skip, spec.head)
     return PruningStage(recipe, model, method, pattern, sparsity, plan, skeleton)
+
+
+def check_request(recipe: Recipe) -> tuple[Method, Pattern, float, Allocation]:
+    """What can be checked of the pruning before there is a model: names, settings, pattern and sparsity."""
+    spec = recipe.pruning
+    pattern = parse_pattern(spec.pattern)
+    sparsity = resolve_sparsity(pattern, spec.sparsity)
+    return make_method(spec.method), pattern, sparsity, make_allocation(spec.allocation)
 
 
 def _calibration_facts(calibration: Path | None) -> dict[str, Any] | None:

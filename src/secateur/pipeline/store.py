@@ -128,7 +128,9 @@ def refuse_taken(final: Path, known: Mapping[str, Any]) -> None:
 
 
 def _taken(final: Path, differences: str) -> str:
-    return f"The output folder {final} holds the result of another run: {differences}. Give another --out, or delete it."
+    return (
+        f"The output folder {final} holds the result of another run: {differences}. Give another --out, or delete it."
+    )
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -146,7 +148,11 @@ def check_space(folder: Path, needed: int) -> None:
 
 def disk_error(error: OSError, place: Path) -> StoreError:
     """What an operating system's error while writing under ``place`` means."""
-    reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only"}
+    reasons = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EROFS: "the disk is read-only",
+    }
     reason = reasons.get(error.errno or 0, (error.strerror or str(error)).lower())
     return StoreError(
         f"Writing {error.filename or place} failed: {reason}. What was finished so far is kept in {place}; mend that and "

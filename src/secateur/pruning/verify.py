@@ -63,9 +63,7 @@ def verify(
     )
 
 
-def _linear_problems(
-    tensor: Tensor, record: LinearRecord, pattern: Pattern, asked: Mapping[str, float]
-) -> list[str]:
+def _linear_problems(tensor: Tensor, record: LinearRecord, pattern: Pattern, asked: Mapping[str, float]) -> list[str]:
     rows = tensor.T if record.transposed else tensor
     found = int((rows == 0).sum())
     problems = []
@@ -77,7 +75,9 @@ def _linear_problems(
         )
     least = asked.get(record.name, 0) * record.weights - record.outputs - 1
     if found < least:
-        problems.append(f"{record.name} has {found:,} zeros; a sparsity of {asked[record.name]:g} asks for {least:,.0f}")
+        problems.append(
+            f"{record.name} has {found:,} zeros; a sparsity of {asked[record.name]:g} asks for {least:,.0f}"
+        )
     if pattern.keep is not None and pattern.group is not None:
         kept = (rows.reshape(-1, pattern.group) != 0).sum(dim=1)
         bad = int((kept > pattern.keep).sum())

@@ -6,25 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from secateur.pipeline.store import read_manifest
-
-CARD = "README.md"
-
-
-def write_model_card(folder: Path, scores: dict[str, Any], dense_scores: dict[str, Any]) -> Path:
-    """Write ``README.md`` into a finished pruned folder; returns its path."""
-    path = folder / CARD
-    path.write_text(model_card(read_manifest(folder) or {}, scores, dense_scores), encoding="utf-8")
-    return path
-
 
 def model_card(manifest: dict[str, Any], scores: dict[str, Any], dense_scores: dict[str, Any]) -> str:
     """Markdown with the front matter that the Hub reads."""
     spec, origin = manifest["spec"], manifest["model"]
+    name = Path(origin["name"]).name if Path(origin["name"]).exists() else origin["name"]
     verified = manifest["verification"]
     lines = [
         *_front_matter(origin["name"], spec["method"]["name"]),
-        f"# {origin['name']}, pruned to {manifest['sparsity']:.1%} ({spec['pattern']}) with {spec['method']['name']}",
+        f"# {name}, pruned to {manifest['sparsity']:.1%} ({spec['pattern']}) with {spec['method']['name']}",
         "",
         "The weights that were pruned are exact zeros in plain, dense safetensors: the files are as large as before, and",
         "nothing runs faster by itself. Load it as any other model:",
@@ -38,7 +28,7 @@ def model_card(manifest: dict[str, Any], scores: dict[str, Any], dense_scores: d
         "",
         "| | |",
         "|---|---|",
-        f"| dense model | `{origin['name']}`" + (f" at `{origin['revision']}`" if origin["revision"] else "") + " |",
+        f"| dense model | `{name}`" + (f" at `{origin['revision']}`" if origin["revision"] else "") + " |",
         f"| method | `{json.dumps(spec['method'])}` |",
         f"| pattern, sparsity asked | {spec['pattern']}, {spec['sparsity']:g} |",
         f"| zeros among the prunable weights | {manifest['sparsity']:.4%} ({manifest['pruned_weights']:,} pruned of {manifest['weights']:,}) |",

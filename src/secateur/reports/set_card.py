@@ -9,15 +9,7 @@ from typing import Any
 
 from secateur.pipeline.store import read_manifest
 
-CARD = "README.md"
 SHOWN, CHARACTERS = 3, 240
-
-
-def write_set_card(folder: Path) -> Path:
-    """Write ``README.md`` into a finished calibration folder; returns its path."""
-    path = folder / CARD
-    path.write_text(set_card(folder), encoding="utf-8")
-    return path
 
 
 def set_card(folder: Path) -> str:
