@@ -254,7 +254,7 @@ def card(facts: dict[str, Any]) -> str:
         for e in curve
     ]
     return CARD.format(
-        **facts,
+        **{name: value for name, value in facts.items() if name != "curve"},
         ratio=facts["unigram_perplexity"] / facts["heldout_perplexity"],
         tokens=facts["steps"] * facts["tokens_a_step"],
         hours=facts["seconds"] / 3600,
