@@ -55,8 +55,8 @@ def test_held_out_perplexity_is_at_least_20_times_below_a_unigram_model_s(refere
         ("import unittest\nfrom test import", " support"),
         ("if __name__ ==", " '__main__'|\"__main__\""),
         ("class Point:\n    def __init__(", "self"),
-        ("    except KeyError:\n        raise ", "[A-Z]\\w*Error|ValueError"),
-        ("for i in ", "range|self|\\w+"),
+        ("for i in", " range"),
+        ("    def setUp(", "self"),
     ],
 )
 def test_its_likeliest_continuations_are_python(reference, prompt, expected):

@@ -99,18 +99,24 @@ def test_a_manifest_that_is_not_one_counts_for_nothing(tmp_path):
     assert not finished(tmp_path / "nowhere", SPEC)
 
 
+ARGUMENTS = ["--method", "sparsegpt", "--set", "evaluation.enabled=false", "--set", "calibration.samples=24"]
+ARGUMENTS += ["--set", "calibration.generation.batch_size=2"]
+
+
+@pytest.fixture(scope="module")
+def calm(llama, tmp_path_factory):
+    """The manifest of a run that was let be."""
+    place = tmp_path_factory.mktemp("calm")
+    command = [sys.executable, "-m", "secateur", "prune", str(llama), *ARGUMENTS, "--store", str(place), "--json"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["manifest"]
+
+
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("stage", ["generations.journal", "pruning.jsonl"])
-def test_stopped_at_any_stage_the_same_command_goes_on_to_the_same_result(llama, tmp_path, stage, stop):
+def test_stopped_at_any_stage_the_same_command_goes_on_to_the_same_result(llama, calm, tmp_path, stage, stop):
     """Really killed, in the middle of generating or of pruning; the result is that of a run that was let be."""
-    arguments = ["prune", str(llama), "--method", "sparsegpt", "--set", "evaluation.enabled=false"]
-    arguments += ["--set", "calibration.samples=24", "--set", "calibration.generation.batch_size=2"]
-    command = [sys.executable, "-m", "secateur", *arguments]
-    calm = subprocess.run(
-        [*command, "--store", str(tmp_path / "calm"), "--json"], capture_output=True, text=True, check=True
-    )
+    arguments = ["prune", str(llama), *ARGUMENTS]
     place = tmp_path / "stopped"
-    # The child stops itself, so to speak: its parent watches for the stage's journal to have two lines.
     process = subprocess.Popen(
         [sys.executable, "-c", SLOWLY, *arguments, "--store", str(place)], stderr=subprocess.PIPE, text=True
     )
@@ -128,8 +134,9 @@ def test_stopped_at_any_stage_the_same_command_goes_on_to_the_same_result(llama,
         assert "run the same command again" in printed
         assert "Traceback" not in printed
     assert not list(place.glob("pruned/[!.]*"))
-    resumed = subprocess.run([*command, "--store", str(place), "--json"], capture_output=True, text=True, check=True)
-    one, other = json.loads(calm.stdout)["manifest"], json.loads(resumed.stdout)["manifest"]
+    command = [sys.executable, "-m", "secateur", *arguments, "--store", str(place), "--json"]
+    resumed = subprocess.run(command, capture_output=True, text=True, check=True)
+    one, other = calm, json.loads(resumed.stdout)["manifest"]
     assert one["spec_digest"] == other["spec_digest"]
     assert one["files"]["model.safetensors"] == other["files"]["model.safetensors"]
     assert one["calibration"]["set_digest"] == other["calibration"]["set_digest"]
@@ -143,7 +150,7 @@ from secateur.journal import Journal
 append = Journal.append
 def slow(self, entry):
     append(self, entry)
-    time.sleep(1.0)
+    time.sleep(0.4)
 Journal.append = slow
 sys.exit(main(sys.argv[1:]))
 """

@@ -37,7 +37,12 @@ def demo(
     from secateur.cli.console import print_json, print_line
 
     overrides = {"pruning.pattern": pattern, "pruning.sparsity": sparsity, "evaluation.fidelity": False}
-    overrides |= {"evaluation.enabled": True, "evaluation.limit": 64, "calibration.samples": 64, "calibration.generation.batch_size": 80}
+    overrides |= {
+        "evaluation.enabled": True,
+        "evaluation.limit": 64,
+        "calibration.samples": 64,
+        "calibration.generation.batch_size": 80,
+    }
     runs = [("magnitude", "magnitude", "no data", {})]
     runs += [(source, method, words, {"calibration.source": source}) for source, words in SOURCES.items()]
     if common.dry_run:
