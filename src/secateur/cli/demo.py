@@ -17,7 +17,7 @@ SOURCES = {
     "stdlib-train": "its own training files",
     "self": "text it wrote itself",
 }
-PROMPT = "def read_lines(path):\n"
+PROMPT = "    def close(self):\n        if self._file is not None:"
 CONTINUATION_TOKENS = 48
 
 
@@ -105,7 +105,7 @@ def _print(rows: list[dict[str, Any]], dense: Any, result: Any, continuations: d
     print_line(f"The model that pruned itself: {result.folder}")
     for name, text in continuations.items():
         print_line()
-        print_line(f"The {name} model continues {PROMPT.strip()!r}:")
+        print_line(f"The prompt (two lines) as the {name} model continues it:")
         print_line("    " + text.strip("\n").replace("\n", "\n    "))
 
 
