@@ -25,6 +25,7 @@ from secateur.pipeline.store import DIGEST_SHOWN, build, digest_of, read_manifes
 
 FORMAT = 1
 SCORES = "scores.json"
+REFERENCE_WINDOWS = 128  # of the 1,121 windows of held-out library text: a minute instead of ten
 REFERENCE_TEXT, HUB_TEXT = "stdlib-heldout", "Salesforce/wikitext:wikitext-2-raw-v1"
 
 
@@ -37,6 +38,7 @@ class EvaluationStage:
     dense: ResolvedModel | None
     source: TextSource
     protocol: Protocol
+    limit: int | None
     spec: dict[str, Any]
 
     def folder(self, store: Path) -> Path:
@@ -71,7 +73,7 @@ class EvaluationStage:
         # Blank rows count under concat (the original programs join them too), but are no documents.
         texts = [text for _, text in self.source.texts() if self.protocol.window or text.strip()]
         tokenizer = load_tokenizer(self.model.folder)
-        return tokenise(texts, tokenizer, self.protocol, self.model.positions, self.recipe.evaluation.limit)
+        return tokenise(texts, tokenizer, self.protocol, self.model.positions, self.limit)
 
 
 def plan_evaluation(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel | None = None) -> EvaluationStage:
@@ -83,6 +85,7 @@ def plan_evaluation(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel |
     spec = recipe.evaluation
     origin = dense or dense_model_of(model) or model
     name = spec.text or (REFERENCE_TEXT if origin.is_reference else HUB_TEXT)
+    limit = spec.limit or (REFERENCE_WINDOWS if spec.text is None and origin.is_reference else None)
     source = resolve_text_source(name, spec.text_key, spec.split)
     protocol = parse_protocol(spec.protocol or f"concat-{model.length}")
     if dense is not None and _vocabulary(dense) != _vocabulary(model):
@@ -99,10 +102,10 @@ def plan_evaluation(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel |
         "text": name,
         "text_fingerprint": source.fingerprint(),
         "protocol": str(protocol),
-        "limit": spec.limit,
+        "limit": limit,
         "dtype": spec.dtype,
     }
-    return EvaluationStage(recipe, model, compared, source, protocol, resolved)
+    return EvaluationStage(recipe, model, compared, source, protocol, limit, resolved)
 
 
 def _vocabulary(model: ResolvedModel) -> int:

@@ -116,7 +116,9 @@ class EvaluationSpec(Spec):
         default=None, description="concat-N or document; null: concat-2048, or fewer if the model has fewer positions"
     )
     limit: int | None = Field(
-        default=None, ge=1, description="at most so many windows or documents, evenly spread; null: all"
+        default=None,
+        ge=1,
+        description="at most so many windows or documents, evenly spread; null: all (128 of the bundled model's own)",
     )
     fidelity: bool = Field(default=True, description="compare with the dense model, where it is known")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
