@@ -43,11 +43,10 @@ class Activations:
         args, kwargs = self._arguments[batch][index]
         return first_output(block(self.hidden[batch], *args, **kwargs))
 
-    def advance(self, index: int, block: nn.Module, progress: Callable[[], None] = lambda: None) -> None:
+    def advance(self, index: int, block: nn.Module) -> None:
         """Replace the hidden states by the outputs of block ``index``."""
         for batch in range(len(self.hidden)):
             self.hidden[batch] = self.forward(index, block, batch)
-            progress()
 
 
 def first_output(output: Any) -> Tensor:

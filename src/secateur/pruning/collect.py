@@ -21,7 +21,6 @@ def collect(
     linears: Sequence[Linear],
     activations: Activations,
     kinds: Sequence[type[Statistic]],
-    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, InputStatistics]:
     """Run block ``index`` over all batches; the statistics of each linear's inputs, by linear name.
 
@@ -34,7 +33,6 @@ def collect(
             collector.token_mask = activations.masks[batch]
             activations.forward(index, block, batch)
             collector.forget_inputs()
-            progress()
     for linear in linears:
         stats = collector.by_linear.get(linear.name)
         if stats is None:
