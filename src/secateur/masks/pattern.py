@@ -11,10 +11,14 @@ from secateur.errors import PatternError
 
 @dataclass(frozen=True)
 class Pattern:
-    """``keep`` of every ``group`` consecutive inputs; both ``None`` for unstructured sparsity."""
+    """``keep`` of every ``group`` consecutive inputs; both ``None`` for unstructured sparsity.
+
+    ``mixed``: an allocation chooses another ``keep`` for each linear, so that hardware for one N:M cannot use the whole.
+    """
 
     keep: int | None = None
     group: int | None = None
+    mixed: bool = False
 
     @property
     def structured(self) -> bool:
@@ -26,7 +30,13 @@ class Pattern:
         return None if self.keep is None or self.group is None else 1 - self.keep / self.group
 
     def __str__(self) -> str:
-        return f"{self.keep}:{self.group}" if self.structured else "unstructured"
+        return "mixed " * self.mixed + f"{self.keep}:{self.group}" if self.structured else "unstructured"
+
+    def at(self, sparsity: float) -> Pattern:
+        """The pattern of one linear given this sparsity: of a mixed pattern the N:M nearest to it, else this one."""
+        if not self.mixed or self.group is None:
+            return self
+        return Pattern(round(self.group * (1 - sparsity)), self.group)
 
     def check_width(self, inputs: int, where: str) -> None:
         """Raise ``PatternError`` unless rows of ``inputs`` weights divide into the pattern's groups."""
@@ -41,7 +51,7 @@ UNSTRUCTURED = Pattern()
 
 
 def parse_pattern(text: object) -> Pattern:
-    """``"unstructured"`` or ``"N:M"`` with 0 < N < M. Raises ``PatternError`` for anything else."""
+    """``"unstructured"``, ``"N:M"`` with 0 < N < M, or ``"mixed N:M"``. Raises ``PatternError`` for anything else."""
     if not isinstance(text, str):
         raise PatternError(
             f"A pattern is text such as '2:4' or 'unstructured', but {text!r} ({type(text).__name__}) was found. "
@@ -49,16 +59,16 @@ def parse_pattern(text: object) -> Pattern:
         )
     if text == "unstructured":
         return UNSTRUCTURED
-    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+    match = re.fullmatch(r"\s*(mixed\s+)?(\d+)\s*:\s*(\d+)\s*", text)
     if not match:
         raise PatternError(f"There is no pattern {text!r}; known: 'unstructured', or 'N:M' such as '2:4' or '4:8'.")
-    keep, group = int(match[1]), int(match[2])
+    keep, group = int(match[2]), int(match[3])
     if keep >= group or keep < 1:
         hint = " (did you mean " + repr(f"{group}:{keep}") + "?)" if keep > group >= 1 else ""
         raise PatternError(
             f"The pattern {text!r} keeps {keep} of every {group} weights{hint}; N:M needs 1 <= N < M, N weights kept."
         )
-    return Pattern(keep, group)
+    return Pattern(keep, group, mixed=bool(match[1]))
 
 
 def resolve_sparsity(pattern: Pattern, sparsity: float | None, default: float = 0.5) -> float:

@@ -34,6 +34,14 @@ class Method(ABC):
     needs: ClassVar[tuple[type[Statistic], ...]] = ()
     """The statistics of a linear's inputs that ``prune`` reads. None: no calibration data is needed."""
 
+    def statistics(self) -> tuple[type[Statistic], ...]:
+        """``needs``, and those of a method this one starts from."""
+        return self.needs
+
+    def for_linear(self, name: str) -> Method:
+        """The method to use for the linear ``name``: this one, unless its settings leave some linears to another."""
+        return self
+
     @abstractmethod
     def prune(self, weight: Tensor, stats: InputStatistics, pattern: Pattern, sparsity: float) -> Pruned:
         """Prune ``weight`` ``[out, in]`` fp32 (not changed in place) to ``sparsity`` in the given pattern."""

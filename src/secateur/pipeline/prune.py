@@ -42,7 +42,7 @@ class PruningStage:
 
     @property
     def needs_data(self) -> bool:
-        return bool(self.method.needs)
+        return bool(self.method.statistics())
 
     def spec(self, calibration: Path | None) -> dict[str, Any]:
         """What decides the output."""

@@ -90,7 +90,7 @@ def prune_blocks(
     missing = [index for index in range(count + plan.head) if index not in journal.blocks]
     if not missing:
         return journal.records()
-    needs_data = bool(plan.method.needs)
+    needs_data = bool(plan.method.statistics())
     activations = capture(skeleton, batches) if needs_data else Activations([], [], [])
     progress(0, count)
     for index in range(count):
@@ -99,7 +99,7 @@ def prune_blocks(
             block = skeleton.load_block(index, output if done else None)
             if not done:
                 linears = [linear for linear in skeleton.linears(index) if linear.name in plan.sparsities]
-                stats = collect(index, block, linears, activations, plan.method.needs) if needs_data else {}
+                stats = collect(index, block, linears, activations, plan.method.statistics()) if needs_data else {}
                 journal.add(index, [_prune_linear(skeleton, linear, plan, stats, output) for linear in linears])
             if needed_later:
                 with torch.inference_mode():
@@ -121,8 +121,8 @@ def _prune_head(
 ) -> None:
     """Prune the output head by the statistics of what the last block and the final norm hand to it."""
     head = skeleton.head()
-    stats = InputStatistics(kind(head.inputs, skeleton.device) for kind in plan.method.needs)
-    if plan.method.needs:
+    stats = InputStatistics(kind(head.inputs, skeleton.device) for kind in plan.method.statistics())
+    if plan.method.statistics():
         for batch, inputs in zip(batches, capture_head_inputs(skeleton, batches, activations), strict=True):
             stats.update(inputs, batch.mask)
     skeleton.load_head()
