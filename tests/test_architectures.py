@@ -12,6 +12,7 @@ import transformers
 from conftest import CONFIGS, save_model
 from secateur.allocation.uniform import Uniform
 from secateur.errors import ModelError, NumericsError, PatternError, UsageError, VerificationError
+from secateur.journal import Journal
 from secateur.masks import parse_pattern
 from secateur.methods import METHODS
 from secateur.models.batches import make_batches
@@ -19,7 +20,8 @@ from secateur.models.capture import capture
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.loading import load_model
 from secateur.models.skeleton import Skeleton
-from secateur.pruning.loop import plan_pruning, prune_blocks
+from secateur.pruning.loop import Job, Setting, prune_blocks
+from secateur.pruning.plan import plan_pruning
 from secateur.pruning.records import BlockJournal
 from secateur.pruning.verify import verify
 
@@ -31,12 +33,23 @@ def sequences(count: int = 6, length: int = 24) -> list[list[int]]:
     return found
 
 
-def prune(model: Path, out: Path, method: str, pattern: str = "2:4", sparsity: float = 0.5, batch: int = 4, **options):
+def prune(
+    model: Path,
+    out: Path,
+    method: str,
+    pattern: str = "2:4",
+    sparsity: float = 0.5,
+    batch: int = 4,
+    propagation: str = "block",
+    **options,
+):
     skeleton = Skeleton(model)
     parsed = parse_pattern(pattern)
     plan = plan_pruning(skeleton, METHODS.load(method)(), parsed, sparsity, Uniform(), **options)
     output = skeleton.checkpoint.copy_to(out)
-    records = prune_blocks(skeleton, plan, make_batches(sequences(), batch), output, BlockJournal(out / "journal"))
+    job = Job(plan, output, BlockJournal(Journal(out / "journal")))
+    prune_blocks(skeleton, [job], make_batches(sequences(), batch), Setting(propagation))
+    records = job.journal.records()
     return records, verify(model, out, records, parsed, plan.sparsities)
 
 
@@ -155,9 +168,9 @@ def test_a_tied_head_is_refused(tmp_path):
         plan_pruning(Skeleton(model), METHODS.load("wanda")(), parse_pattern("2:4"), 0.5, Uniform(), head=True)
 
 
-def test_a_mixture_of_experts_is_refused(tmp_path):
-    config = transformers.MixtralConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+def test_experts_stored_in_an_unknown_way_are_refused(tmp_path):
+    config = transformers.GptOssConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
         num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64,
     )  # fmt: skip
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
@@ -189,7 +202,7 @@ def test_linears_that_share_an_input_share_a_statistic(llama):
 
     skeleton = Skeleton(llama)
     activations = capture(skeleton, make_batches(sequences(), 2))
-    found = collect(0, skeleton.load_block(0), skeleton.linears(0), activations, [Gram])
+    found = collect(0, skeleton.load_block(0), skeleton.linears(0), activations, [Gram], advance=False)
     by_kind = {name.rpartition(".")[2]: stats for name, stats in found.items()}
     assert by_kind["q_proj"] is by_kind["k_proj"] is by_kind["v_proj"]
     assert by_kind["gate_proj"] is by_kind["up_proj"]

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from secateur.allocation.uniform import Uniform
+from secateur.journal import Journal
 from secateur.masks import parse_pattern
 from secateur.methods.magnitude import Magnitude
 from secateur.methods.sparsegpt import SparseGPT
@@ -18,7 +19,8 @@ from secateur.models.batches import make_batches
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.loading import load_model
 from secateur.models.skeleton import Skeleton
-from secateur.pruning.loop import plan_pruning, prune_blocks
+from secateur.pruning.loop import Job, prune_blocks
+from secateur.pruning.plan import plan_pruning
 from secateur.pruning.records import BlockJournal
 
 
@@ -50,9 +52,8 @@ def test_masks_weights_and_logits_agree(golden, tmp_path, key, method, pattern, 
     skeleton = Skeleton(folder)
     plan = plan_pruning(skeleton, method, parse_pattern(pattern), 0.5, Uniform())
     output = skeleton.checkpoint.copy_to(tmp_path)
-    prune_blocks(
-        skeleton, plan, make_batches(data["tokens"].tolist(), batch), output, BlockJournal(tmp_path / "journal")
-    )
+    job = Job(plan, output, BlockJournal(Journal(tmp_path / "journal")))
+    prune_blocks(skeleton, [job], make_batches(data["tokens"].tolist(), batch))
     found = Checkpoint(tmp_path)
     for name in plan.sparsities:
         weight = found.read(f"{name}.weight").numpy()

@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.errors import NumericsError, UsageError
+from secateur.errors import NumericsError, UnknownNameError, UsageError
 from secateur.masks import parse_pattern
 from secateur.methods import METHODS
 from secateur.methods.magnitude import Magnitude
 from secateur.methods.solve import inverse_factor
 from secateur.methods.sparsegpt import SparseGPT
 from secateur.methods.wanda import Wanda
-from secateur.statistics import ColumnNorms, Gram, InputStatistics
+from secateur.statistics import ColumnNorms, Gram, InputStatistics, Moments
 
 PATTERNS = {"u50": ("unstructured", 0.5), "u60": ("unstructured", 0.6), "2_4": ("2:4", 0.5), "4_8": ("4:8", 0.5)}
+ROUND_EVERY_ROW = {"wanda", "ria", "dsnot", "reconstruct", "sparseswaps"}  # others round the whole matrix down
 SMALL = Path(__file__).parent / "fixtures" / "golden_small.npz"
 
 
 def stats_of(inputs: torch.Tensor) -> InputStatistics:
-    found = InputStatistics([ColumnNorms(inputs.shape[-1]), Gram(inputs.shape[-1])])
+    found = InputStatistics(kind(inputs.shape[-1]) for kind in (ColumnNorms, Gram, Moments))
     for sample in inputs:
         found.update(sample)
     return found
@@ -108,7 +109,7 @@ def test_every_method_gives_exact_counts_and_zeros(problem, name, pattern):
     if parsed.structured:
         assert (pruned.mask.reshape(-1, parsed.group).sum(dim=1) == parsed.keep).all()
     else:
-        slack = weight.shape[0] if name == "wanda" else 1  # Wanda rounds down in every row
+        slack = weight.shape[0] if name in ROUND_EVERY_ROW else 1
         assert 0 <= weight.numel() * sparsity - (~pruned.mask).sum() < slack
 
 
@@ -187,3 +188,10 @@ def test_the_block_size_of_sparsegpt_does_not_change_n_m_results(problem, block)
 def test_the_listing_says_what_the_docstrings_say():
     for name, entry in METHODS.entries().items():
         assert (METHODS.load(name).__doc__ or "").splitlines()[0] == entry.summary
+
+
+def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
+    with pytest.raises(UnknownNameError, match="no method named 'wandar'; did you mean 'wanda'\\? Known: admm"):
+        METHODS.load("wandar")
+    with pytest.raises(UnknownNameError, match="no method named 'xyz'; known: admm"):
+        METHODS.load("xyz")

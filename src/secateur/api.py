@@ -7,26 +7,28 @@ result.folder                      # load it with transformers
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import CalibrationError
-from secateur.models.loading import load_tokenizer
+from secateur.models.loading import load_tokenizer, pick_device
 from secateur.pipeline.calibrate import CalibrationStage, check_set, existing_set, plan_calibration
 from secateur.pipeline.components import ResolvedModel, resolve_model
 from secateur.pipeline.evaluate import (
     EvaluationStage,
     dense_model_of,
     memory_needed,
-    memory_of_machine,
     plan_evaluation,
 )
-from secateur.pipeline.prune import PruningStage, check_request, plan_prune
+from secateur.pipeline.provenance import machine_memory
+from secateur.pipeline.prune import PruningStage, check_request, plan_prune, refuse_unlike
+from secateur.pipeline.pruning_run import run_together
 from secateur.pipeline.recipe import Recipe
 from secateur.pipeline.reporter import Reporter
 from secateur.pipeline.store import DEFAULT_STORE, disk_error, read_manifest
+from secateur.pruning.workers import Workers
 from secateur.reports.model_card import model_card
 from secateur.reports.set_card import set_card
 
@@ -60,15 +62,58 @@ def prune(
 ) -> Result:
     """Make calibration data if the method needs any, prune, verify, and evaluate; the model is in ``out`` or the store.
 
-    What the store has already is used. What can be checked beforehand is, before anything is run.
+    What the store has already is used. What can be checked beforehand is, before anything is run. Launched by torchrun,
+    the processes share the calibration samples; only the first writes, evaluates and reports.
+    """
+    return prune_together([recipe], [out], store, reporter)[0]
+
+
+def prune_together(
+    recipes: Sequence[Recipe],
+    outs: Sequence[Path | None] | None = None,
+    store: Path = Path(DEFAULT_STORE),
+    reporter: Reporter | None = None,
+) -> list[Result]:
+    """``prune`` for several recipes that share their model and calibration data, in one pass over that data.
+
+    The statistics are taken once, so each further recipe costs its solve. Recipes that need data must ask for
+    propagation ``dense``, since only the dense model hands the same inputs to all of them. Raises ``RecipeError`` when
+    recipes differ in more than ``pruning`` and ``evaluation``.
     """
     reporter = reporter or Reporter()
-    plan = plan_run(recipe, out)
-    calibration = plan.existing_set
-    if plan.calibration is not None:
-        calibration = plan.calibration.run(plan.calibration.folder(store), reporter)
-        _write_card(calibration, set_card)
-    folder = plan.pruning.run(out or plan.pruning.folder(store, calibration), calibration, reporter)
+    workers = Workers.start(pick_device(recipes[0].device))
+    places = list(outs or [None] * len(recipes))
+    plans = [plan_run(recipe, out) for recipe, out in zip(recipes, places, strict=True)]
+    refuse_unlike(recipes)
+    calibration = workers.once(lambda: _calibration_for(plans, store, reporter))
+    stages = [plan.pruning for plan in plans]
+    used = [calibration if stage.needs_data else None for stage in stages]
+    finals = [out or stage.folder(store, data) for out, stage, data in zip(places, stages, used, strict=True)]
+    run_together(stages, finals, used, reporter, workers)
+    if workers.rank:
+        return [Result(final, {}, data) for final, data in zip(finals, used, strict=True)]
+    return [
+        _finished(recipe, plan, final, data, store, reporter)
+        for recipe, plan, final, data in zip(recipes, plans, finals, used, strict=True)
+    ]
+
+
+def _calibration_for(plans: Sequence[RunPlan], store: Path, reporter: Reporter) -> Path | None:
+    """The calibration set that the plans share, made if need be; ``None`` if none needs one."""
+    for plan in plans:
+        if plan.existing_set is not None:
+            return plan.existing_set
+        if plan.calibration is not None:
+            folder = plan.calibration.run(plan.calibration.folder(store), reporter)
+            _write_card(folder, set_card)
+            return folder
+    return None
+
+
+def _finished(
+    recipe: Recipe, plan: RunPlan, folder: Path, calibration: Path | None, store: Path, reporter: Reporter
+) -> Result:
+    """Evaluate a pruned model and write its card."""
     manifest = read_manifest(folder) or {}
     for warning in manifest.get("warnings", []):
         reporter.note(warning)
@@ -143,10 +188,10 @@ def _evaluate_pruned(
     if not spec.enabled:
         return {}, {}
     needed = memory_needed(folder, spec.dtype, 2 if spec.fidelity else 1)
-    if needed > 0.8 * memory_of_machine():
+    if needed > 0.8 * machine_memory():
         reporter.note(
             f"Not evaluated: that takes about {needed / 2**30:.0f} GiB in {spec.dtype}, and this machine has "
-            f"{memory_of_machine() / 2**30:.0f}. Run 'secateur evaluate {folder}' elsewhere, or with "
+            f"{machine_memory() / 2**30:.0f}. Run 'secateur evaluate {folder}' elsewhere, or with "
             "--set evaluation.dtype=auto --set evaluation.fidelity=false."
         )
         return {}, {}

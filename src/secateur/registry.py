@@ -58,4 +58,4 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"``-style tail for a message, or the list of known names when none is close."""
     names = sorted(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}? Known" * bool(near) + "; known" * (not near) + f": {', '.join(names)}"
+    return (f"; did you mean {near[0]!r}? Known: " if near else "; known: ") + ", ".join(names)

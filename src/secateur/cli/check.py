@@ -72,7 +72,7 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
 
 
 def _linears(stage: Any) -> list[Any]:
-    from secateur.pruning.loop import prunable_linears
+    from secateur.pruning.plan import prunable_linears
 
     head = [stage.skeleton.head()] if stage.plan.head else []
     return prunable_linears(stage.skeleton, stage.recipe.pruning.skip) + head

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from secateur.masks.pattern import Pattern
 
 Group = Literal["row", "matrix"]
 """Which weights compete when unstructured: those of one output row, or of the whole matrix."""
+SMALL_GROUP = 16
 
 
 def pruned_count(total: int, sparsity: float) -> int:
@@ -39,14 +41,37 @@ def keep_highest(scores: Tensor, drop: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     if drop >= scores.shape[1]:
         return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(drop, dim=1, keepdim=True).values
+    if scores.shape[1] <= SMALL_GROUP:
+        return _keep_by_rank(scores, drop)
+    threshold = _smallest(scores, drop)
     keep = scores > threshold
-    excess = (~keep).sum(dim=1) - drop
-    tied_rows = excess.nonzero().flatten()
+    excess = scores.shape[1] - drop - keep.sum(dim=1, dtype=torch.int32)
+    tied_rows = (excess != 0).nonzero().flatten()
     if len(tied_rows):
+        # Of the ties, the last ones stay: those whose rank among the ties exceeds their number less the room.
         ties = scores[tied_rows] == threshold[tied_rows]
-        room = excess[tied_rows]
-        # Of the ties, the last `room` stay: those whose rank among the ties exceeds (ties - room).
         rank = ties.cumsum(dim=1)
-        keep[tied_rows] |= ties & (rank > (rank[:, -1] - room)[:, None])
+        keep[tied_rows] |= ties & (rank > (rank[:, -1] - excess[tied_rows])[:, None])
     return keep
+
+
+def _smallest(scores: Tensor, rank: int) -> Tensor:
+    """The ``rank``-th smallest (from 1) of every row, ``[rows, 1]``."""
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        # NumPy's vectorised partial sort takes an eighth of the time of torch's on one thread.
+        chosen = np.partition(scores.numpy(), rank - 1, axis=1)[:, rank - 1 : rank]
+        return torch.from_numpy(np.ascontiguousarray(chosen))
+    return scores.kthvalue(rank, dim=1, keepdim=True).values
+
+
+def _keep_by_rank(scores: Tensor, drop: int) -> Tensor:
+    """``keep_highest`` for short rows: how many of its row each entry exceeds, counted pair by pair."""
+    columns = scores.T.contiguous()
+    width = len(columns)
+    ranks = torch.zeros_like(columns, dtype=torch.uint8)
+    for one in range(width):
+        for other in range(one):
+            above = columns[one] >= columns[other]  # of equal scores the lower index goes first
+            ranks[one] += above
+            ranks[other] += ~above
+    return (ranks >= drop).T.contiguous()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.models.batches import Batch
+from secateur.models.hidden import HiddenStates
 from secateur.models.skeleton import Skeleton
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -22,13 +23,13 @@ class _Stopped(Exception):
 class Activations:
     """The hidden states of every calibration batch at the entry of the current block.
 
-    ``hidden``: one ``[batch, length, width]`` tensor a batch. Blocks are called with the very arguments the model's own
+    Blocks are called with the very arguments the model's own
     forward passed to them, captured per block (models with several attention types pass different ones).
     """
 
     def __init__(
         self,
-        hidden: list[Tensor],
+        hidden: HiddenStates,
         arguments: list[list[Arguments]],
         masks: list[Tensor | None],
         returns_tuple: bool = False,
@@ -55,12 +56,16 @@ def first_output(output: Any) -> Tensor:
 
 
 @torch.inference_mode()
-def capture(skeleton: Skeleton, batches: Sequence[Batch]) -> Activations:
-    """Run the model's own forward over ``batches`` with stand-ins for the blocks that only note how they are called."""
+def capture(skeleton: Skeleton, batches: Sequence[Batch], hidden: HiddenStates | None = None) -> Activations:
+    """Run the model's own forward over ``batches`` with stand-ins for the blocks that only note how they are called.
+
+    What enters the first block is put into ``hidden``, which decides what stays in memory.
+    """
+    hidden = HiddenStates() if hidden is None else hidden
     skeleton.load_outside()
     skeleton.load_block(0)
     recorder = _Recorder(skeleton.blocks[0])
-    hidden, arguments = [], []
+    arguments = []
     with _stand_ins(skeleton, recorder, _stop):
         for batch in batches:
             recorder.start()

@@ -20,7 +20,7 @@ from secateur.errors import ModelError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
-OWN_FILES = {"README.md", "manifest.json", "training.json", "pruning.jsonl"}
+OWN_FILES = {"README.md", "manifest.json", "training.json", "pruning.jsonl", "survey.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Checkpoint:
         self.folder = Path(folder)
         self.files = self._find_files()
         self._places: dict[str, _Place] = {}
+        self._touched: set[str] = set()
         for file in self.files:
             self._places |= self._read_header(file)
 
@@ -130,8 +131,7 @@ class Checkpoint:
             return file.get_tensor(name)
 
     def patch(self, tensors: dict[str, Tensor]) -> None:
-        """Overwrite tensors in place; each must have the shape and dtype it is stored with. Durable on return."""
-        touched = set()
+        """Overwrite tensors in place; each must have the shape and dtype it is stored with. Durable after ``sync``."""
         for name, tensor in tensors.items():
             place = self._places[name]
             raw = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1).data
@@ -142,8 +142,12 @@ class Checkpoint:
             with (self.folder / place.file).open("r+b") as stream:
                 stream.seek(place.start)
                 stream.write(raw)
-            touched.add(place.file)
-        for file in touched:
+            self._touched.add(place.file)
+
+    def sync(self) -> None:
+        """Wait until everything patched so far is on the disk."""
+        while self._touched:
+            file = self._touched.pop()
             with (self.folder / file).open("r+b") as stream:
                 os.fsync(stream.fileno())
 

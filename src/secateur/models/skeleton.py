@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from secateur.errors import ModelError
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.experts import split_experts, stored_names
 from secateur.models.structure import Linear, find_blocks, find_linears, refuse_unsupported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,19 +31,21 @@ class Skeleton:
         self.dtype = dtype or self.checkpoint.dtype()
         self.model = empty_model(folder, self.dtype)
         self.model.eval()
+        refuse_unsupported(self.model)
+        split_experts(self.model)
         self.prefix, self.blocks = find_blocks(self.model)
-        refuse_unsupported(self.model, self.blocks)
         self.keys = self._match_names()
 
     def _match_names(self) -> dict[str, str]:
         """Model parameter and buffer names to checkpoint names; tied parameters need no entry of their own."""
         base = f"{self.model.base_model_prefix}."
+        spellings = (str, lambda stored: stored.removeprefix(base), lambda stored: base + stored)
         keys, missing = {}, []
         # The head is never brought in, and some checkpoints store it under an older name.
         needless = tied_names(self.model) | {f"{name}.weight" for name in self._head_names()}
         required = {name for name, _ in self.model.named_parameters()}
         for name, parameter in self.model.state_dict().items():
-            candidates = [name, name.removeprefix(base), base + name]
+            candidates = (f(stored) for stored in stored_names(name) for f in spellings)
             found = next((candidate for candidate in candidates if candidate in self.checkpoint), None)
             if found:
                 keys[name] = found

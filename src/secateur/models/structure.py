@@ -8,16 +8,19 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import ModelError
+from secateur.models.experts import Experts
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear of a block. ``transposed``: its weight is stored ``[in, out]`` (GPT-2's Conv1D)."""
+    """A linear of a block. ``transposed``: its weight is stored ``[in, out]`` (GPT-2's Conv1D). ``experts``: the
+    mixture of experts it is part of."""
 
     name: str
     block: int
     module: nn.Module
     transposed: bool
+    experts: Experts | None = None
 
     @property
     def inputs(self) -> int:
@@ -30,6 +33,12 @@ class Linear:
     def as_rows(self, stored: Tensor) -> Tensor:
         """A weight as stored to ``[out, in]``, or back."""
         return stored.T if self.transposed else stored
+
+    def rows_of(self, token_mask: Tensor | None) -> Tensor | None:
+        """The part of a batch's token mask that belongs to what the linear is called with: all, or an expert's tokens."""
+        if token_mask is None or self.experts is None or self.experts.rows is None:
+            return token_mask
+        return token_mask.reshape(-1).to(self.experts.rows.device)[self.experts.rows]
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -61,22 +70,18 @@ def _weight(linear: nn.Module) -> Tensor:
 
 
 def find_linears(block: nn.Module, prefix: str, index: int) -> list[Linear]:
-    """The linears of a block, in the order the module declares them."""
-    return [
-        Linear(f"{prefix}.{name}", index, module, isinstance(module, Conv1D))
-        for name, module in block.named_modules()
-        if is_linear(module)
-    ]
+    """The linears of a block, in the order the module declares them; gates with a single output are no matrices."""
+    experts = [(f"{name}.", module) for name, module in block.named_modules() if isinstance(module, Experts)]
+    found = []
+    for name, module in block.named_modules():
+        if is_linear(module):
+            owner = next((mixture for start, mixture in experts if name.startswith(start)), None)
+            found.append(Linear(f"{prefix}.{name}", index, module, isinstance(module, Conv1D), owner))
+    return [linear for linear in found if linear.outputs > 1]
 
 
-def refuse_unsupported(model: nn.Module, blocks: nn.ModuleList) -> None:
-    """Raise ``ModelError`` for encoder-decoder and mixture-of-experts models."""
+def refuse_unsupported(model: nn.Module) -> None:
+    """Raise ``ModelError`` for encoder-decoder models."""
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{type(model).__name__} is an encoder-decoder model; Secateur prunes decoder-only models.")
-    for name, _ in blocks.named_modules():
-        if name.rpartition(".")[2] == "experts":
-            raise ModelError(
-                f"{type(model).__name__} is a mixture-of-experts model (block module {name!r} holds experts), which "
-                "this version cannot prune: its statistics would have to be kept per expert. Use a dense model."
-            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,3 @@ def memory_needed(model: Path, dtype: str, models: int) -> int:
     checkpoint = Checkpoint(model)
     width = {"float32": 4, "bfloat16": 2, "float16": 2}.get(dtype)
     return models * (checkpoint.parameters * width if width else checkpoint.bytes)
-
-
-def memory_of_machine() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -91,7 +91,17 @@ class PruningSpec(Spec):
     allocation: NamedOrText = Field(default_factory=lambda: Named(name="uniform"), description="see: ls allocations")
     skip: list[str] = Field(default_factory=list, description="globs of linears to leave dense, e.g. '*.k_proj'")
     head: bool = Field(default=False, description="prune lm_head as well")
-    batch_size: int = Field(default=8, ge=1, description="samples at once through a block")
+    propagation: Literal["block", "linear", "dense"] = Field(
+        default="block",
+        description="inputs of a linear come from: pruned blocks before it, pruned linears before it, or the dense model",
+    )
+    min_expert_tokens: int = Field(
+        default=64, ge=0, description="an expert of a mixture that saw fewer tokens is pruned by magnitude"
+    )
+    batch_size: int = Field(default=4, ge=1, description="samples at once through a block")
+    activation_gib: float | None = Field(
+        default=None, gt=0, description="hidden states beyond this go to disk; null: a quarter of the machine's memory"
+    )
 
     @field_validator("pattern", mode="before")
     @classmethod

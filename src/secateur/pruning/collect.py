@@ -14,48 +14,76 @@ from secateur.models.capture import Activations
 from secateur.models.structure import Linear
 from secateur.statistics import InputStatistics, Statistic
 
+Kinds = Sequence[type[Statistic]]
+
+
+class _Stopped(Exception):
+    """Raised to end a forward of which no more is needed."""
+
 
 def collect(
-    index: int,
-    block: nn.Module,
-    linears: Sequence[Linear],
-    activations: Activations,
-    kinds: Sequence[type[Statistic]],
+    index: int, block: nn.Module, linears: Sequence[Linear], activations: Activations, kinds: Kinds, advance: bool
 ) -> dict[str, InputStatistics]:
     """Run block ``index`` over all batches; the statistics of each linear's inputs, by linear name.
 
-    Linears that are called with the same tensor (q/k/v, gate/up) share one statistic. Raises ``NumericsError`` naming
-    the block and the linear when an input is not finite.
+    Linears that are called with the same tensor (q/k/v, gate/up) share one statistic. With ``advance`` the hidden states
+    become the block's outputs; without, a forward ends where the last linear is about to run. Raises ``NumericsError``
+    naming the block and the linear when an input is not finite.
     """
-    collector = _Collector(kinds)
+    collector = _Collector(kinds, early_stop=not advance)
     with collector.watching(linears), torch.inference_mode():
         for batch in range(len(activations.hidden)):
-            collector.token_mask = activations.masks[batch]
-            activations.forward(index, block, batch)
-            collector.forget_inputs()
+            collector.start(activations.masks[batch])
+            try:
+                output = activations.forward(index, block, batch)
+            except _Stopped:
+                continue
+            if advance:
+                activations.hidden[batch] = output
+    collector.start(None)
     for linear in linears:
-        stats = collector.by_linear.get(linear.name)
-        if stats is None:
-            raise NumericsError(
-                f"Block {index} ran over the calibration data without ever calling {linear.name}, so there are no "
-                "statistics to prune it by. Leave it dense with pruning.skip."
-            )
-        if not stats.finite():
-            raise NumericsError(
-                f"The inputs of {linear.name} (block {index}) are not finite over the calibration data: they hold NaN "
-                "or infinity. Compute in a wider type (--set dtype=float32), and check the model's weights."
-            )
+        if linear.name in collector.by_linear:
+            check_finite(linear, collector.by_linear[linear.name])
+        elif linear.experts is None:
+            raise never_called(linear)
     return collector.by_linear
+
+
+def never_called(linear: Linear) -> NumericsError:
+    return NumericsError(
+        f"Block {linear.block} ran over the calibration data without ever calling {linear.name}, so there are no "
+        "statistics to prune it by. Leave it dense with pruning.skip."
+    )
+
+
+def check_finite(linear: Linear, stats: InputStatistics) -> None:
+    if not stats.finite():
+        raise NumericsError(
+            f"The inputs of {linear.name} (block {linear.block}) are not finite over the calibration data: they hold NaN "
+            "or infinity. Compute in a wider type (--set dtype=float32), and check the model's weights."
+        )
+
+
+def new_statistics(linear: Linear, kinds: Kinds, device: torch.device) -> InputStatistics:
+    return InputStatistics(kind(linear.inputs, device) for kind in kinds)
+
+
+def inputs_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a linear is called with."""
+    return args[0] if args else kwargs["input"]
 
 
 class _Collector:
     """Forward hooks that feed statistics; a tensor seen twice within a forward is counted once."""
 
-    def __init__(self, kinds: Sequence[type[Statistic]]) -> None:
+    def __init__(self, kinds: Kinds, early_stop: bool) -> None:
         self.kinds = kinds
         self.by_linear: dict[str, InputStatistics] = {}
-        self.token_mask: Tensor | None = None
+        self._early_stop = early_stop
+        self._token_mask: Tensor | None = None
         self._seen: list[tuple[Tensor, InputStatistics]] = []
+        self._called: list[str] = []
+        self._order: list[str] | None = None
 
     @contextmanager
     def watching(self, linears: Sequence[Linear]) -> Iterator[None]:
@@ -66,20 +94,28 @@ class _Collector:
             for handle in handles:
                 handle.remove()
 
-    def forget_inputs(self) -> None:
+    def start(self, token_mask: Tensor | None) -> None:
+        """Begin a forward. The first one shows the order of calls; the others may stop at its last."""
+        if self._called and self._order is None:
+            self._order = self._called
+        self._token_mask, self._called = token_mask, []
         self._seen.clear()
 
     def _hook(self, linear: Linear) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = args[0] if args else kwargs["input"]
-            for tensor, stats in self._seen:
-                if tensor is inputs and self.by_linear.setdefault(linear.name, stats) is stats:
-                    return
-            stats = self.by_linear.get(linear.name)
-            if stats is None:
-                stats = InputStatistics(kind(linear.inputs, inputs.device) for kind in self.kinds)
-                self.by_linear[linear.name] = stats
-            stats.update(inputs, self.token_mask)
-            self._seen.append((inputs, stats))
+            self._take(linear, inputs_of(args, kwargs))
+            self._called.append(linear.name)
+            if self._early_stop and self._called == self._order:
+                raise _Stopped
 
         return before
+
+    def _take(self, linear: Linear, inputs: Tensor) -> None:
+        for tensor, stats in self._seen:
+            if tensor is inputs and self.by_linear.setdefault(linear.name, stats) is stats:
+                return
+        stats = self.by_linear.get(linear.name)
+        if stats is None:
+            stats = self.by_linear[linear.name] = new_statistics(linear, self.kinds, inputs.device)
+        stats.update(inputs, linear.rows_of(self._token_mask))
+        self._seen.append((inputs, stats))

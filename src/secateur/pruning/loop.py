@@ -1,26 +1,27 @@
-"""The sequential loop: each block is pruned by statistics of its inputs after all blocks before it were pruned."""
+"""The loop over blocks: statistics of each block's inputs, its linears pruned, its outputs handed on."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from secateur.allocation.base import Allocation, LinearSize
-from secateur.errors import NumericsError, SecateurError, UsageError
-from secateur.masks import Pattern
-from secateur.methods.base import Method
+from secateur.errors import UsageError
+from secateur.methods.initial import united
 from secateur.models.batches import Batch
 from secateur.models.capture import Activations, capture, capture_head_inputs
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.hidden import HiddenStates
 from secateur.models.skeleton import Skeleton
 from secateur.models.structure import Linear
-from secateur.pruning.collect import collect
+from secateur.pruning.collect import Kinds, collect, new_statistics
+from secateur.pruning.linear import prune_linear
+from secateur.pruning.lockstep import prune_in_lockstep
+from secateur.pruning.plan import Propagation, PruningPlan
 from secateur.pruning.records import BlockJournal, LinearRecord
+from secateur.pruning.workers import Workers
 from secateur.statistics import InputStatistics
 
 Progress = Callable[[int, int], None]
@@ -28,146 +29,155 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class PruningPlan:
-    """What to do: the method, the pattern, the sparsity of every linear that is to be pruned (others stay dense)."""
+class Job:
+    """One pruning of the model: its plan, the copy of the checkpoint it patches, and the journal of its blocks.
 
-    method: Method
-    pattern: Pattern
-    sparsities: dict[str, float]
-    head: bool = False
-
-
-def plan_pruning(
-    skeleton: Skeleton,
-    method: Method,
-    pattern: Pattern,
-    sparsity: float,
-    allocation: Allocation,
-    skip: Sequence[str] = (),
-    head: bool = False,
-) -> PruningPlan:
-    """Allocate ``sparsity`` over the linears of all blocks but those whose names match a glob of ``skip``; with
-    ``head``, over the output head too.
-
-    Raises ``PatternError`` when an N:M pattern does not fit a linear, ``UsageError`` when a glob matches nothing,
-    ``ModelError`` when the head is tied to the embeddings.
+    Of several worker processes only the first ``writes``.
     """
-    linears = prunable_linears(skeleton, skip) + ([skeleton.head()] if head else [])
-    for linear in linears:
-        pattern.check_width(linear.inputs, linear.name)
-    sizes = [LinearSize(linear.name, linear.block, linear.inputs * linear.outputs) for linear in linears]
-    return PruningPlan(method, pattern, allocation.allocate(sizes, sparsity), head)
+
+    plan: PruningPlan
+    output: Checkpoint
+    journal: BlockJournal
+    writes: bool = True
+
+    def done(self, block: int) -> bool:
+        return block in self.journal.blocks
 
 
-def prunable_linears(skeleton: Skeleton, skip: Sequence[str] = ()) -> list[Linear]:
-    """The linears of all blocks, in order, without those that match a glob of ``skip``."""
-    linears = [linear for index in range(len(skeleton.blocks)) for linear in skeleton.linears(index)]
-    for glob in skip:
-        if not any(fnmatchcase(linear.name, glob) for linear in linears):
-            names = ", ".join(linear.name for linear in linears[:3])
-            raise UsageError(f"pruning.skip has {glob!r}, which matches no linear; they are named like {names}.")
-    kept = [linear for linear in linears if not any(fnmatchcase(linear.name, glob) for glob in skip)]
-    if not kept:
-        raise UsageError(f"pruning.skip {list(skip)} leaves no linear to prune.")
-    return kept
+@dataclass(frozen=True)
+class Setting:
+    """How the calibration data runs through the model. ``hidden``: keeps its hidden states."""
+
+    propagation: Propagation = "block"
+    hidden: HiddenStates = field(default_factory=HiddenStates)
+    workers: Workers = field(default_factory=Workers)
 
 
 def prune_blocks(
     skeleton: Skeleton,
-    plan: PruningPlan,
+    jobs: Sequence[Job],
     batches: Sequence[Batch],
-    output: Checkpoint,
-    journal: BlockJournal,
+    setting: Setting | None = None,
     progress: Progress = lambda done, total: None,
-) -> list[LinearRecord]:
-    """Prune block after block, patching ``output`` (a copy of the model's checkpoint) and noting each in ``journal``.
+) -> None:
+    """Prune block after block, patching each job's output and noting the block in its journal.
 
-    ``batches`` is the calibration data; it may be empty when the method needs no statistics. Blocks that the journal
-    has are read back from ``output`` and only replayed, so that an interrupted run goes on where it stopped, with the
-    same result. Raises ``NumericsError`` for inputs that are not finite.
+    ``batches`` is the calibration data; it may be empty when no method needs statistics. Blocks that a journal has are
+    read back from the output and only replayed, so that an interrupted run goes on where it stopped, with the same
+    result. Several jobs share the statistics of the dense model (propagation ``dense``), which are taken once. Raises
+    ``NumericsError`` for inputs that are not finite, ``UsageError`` for several jobs with another propagation.
     """
+    run = _Run(skeleton, jobs, setting or Setting())
+    if len(jobs) > 1 and run.kinds and run.setting.propagation != "dense":
+        raise UsageError(
+            "Several prunings share one pass only with pruning.propagation=dense: each would feed the next block other inputs."
+        )
     count = len(skeleton.blocks)
-    missing = [index for index in range(count + plan.head) if index not in journal.blocks]
+    missing = [index for index in range(count + run.head) if not run.done(index)]
     if not missing:
-        return journal.records()
-    needs_data = bool(plan.method.statistics())
-    activations = capture(skeleton, batches) if needs_data else Activations([], [], [])
+        return
+    activations = (
+        capture(skeleton, batches, run.setting.hidden) if run.kinds else Activations(run.setting.hidden, [], [])
+    )
     progress(0, count)
     for index in range(count):
-        done, needed_later = index in journal.blocks, needs_data and index < missing[-1]
-        if not done or needed_later:
-            block = skeleton.load_block(index, output if done else None)
-            if not done:
-                linears = [linear for linear in skeleton.linears(index) if linear.name in plan.sparsities]
-                stats = collect(index, block, linears, activations, plan.method.statistics()) if needs_data else {}
-                journal.add(index, [_prune_linear(skeleton, linear, plan, stats, output) for linear in linears])
-            if needed_later:
-                with torch.inference_mode():
-                    activations.advance(index, block)
-            skeleton.drop_block(index)
+        needed_later = bool(run.kinds) and index < missing[-1]
+        if not run.done(index) or needed_later:
+            run.block(index, activations, needed_later)
         progress(index + 1, count)
-    if plan.head and count not in journal.blocks:
-        _prune_head(skeleton, plan, batches, activations, output, journal)
-    return journal.records()
+    if not run.done(count):
+        run.prune_head(batches, activations)
 
 
-def _prune_head(
-    skeleton: Skeleton,
-    plan: PruningPlan,
-    batches: Sequence[Batch],
-    activations: Activations,
-    output: Checkpoint,
-    journal: BlockJournal,
-) -> None:
-    """Prune the output head by the statistics of what the last block and the final norm hand to it."""
-    head = skeleton.head()
-    stats = InputStatistics(kind(head.inputs, skeleton.device) for kind in plan.method.statistics())
-    if plan.method.statistics():
-        for batch, inputs in zip(batches, capture_head_inputs(skeleton, batches, activations), strict=True):
-            stats.update(inputs, batch.mask)
-    skeleton.load_head()
-    journal.add(head.block, [_prune_linear(skeleton, head, plan, {head.name: stats}, output)])
+class _Run:
+    """One call of ``prune_blocks``."""
 
+    def __init__(self, skeleton: Skeleton, jobs: Sequence[Job], setting: Setting) -> None:
+        self.skeleton = skeleton
+        self.jobs = jobs
+        self.setting = setting
+        self.kinds: Kinds = united(*(job.plan.method.statistics() for job in jobs))
+        self.head = any(job.plan.head for job in jobs)
 
-def _prune_linear(
-    skeleton: Skeleton, linear: Linear, plan: PruningPlan, stats: dict[str, InputStatistics], output: Checkpoint
-) -> LinearRecord:
-    """Prune one linear: its stored weight goes to the method in fp32, the result to ``output`` and to the module."""
-    started = time.perf_counter()
-    key = skeleton.keys[f"{linear.name}.weight"]
-    stored = skeleton.checkpoint.read(key)
-    weight = linear.as_rows(stored).to(skeleton.device, torch.float32)
-    found = stats.get(linear.name, InputStatistics())
-    sparsity = plan.sparsities[linear.name]
-    try:
-        pruned = plan.method.prune(weight, found, plan.pattern, sparsity)
-    except SecateurError as error:
-        raise type(error)(f"{linear.name} (block {linear.block}): {error}") from error
-    result = _checked(linear.as_rows(pruned.weight).to(stored.dtype).contiguous(), linear)
-    output.patch({key: result})
-    parameter = linear.module.weight
-    assert isinstance(parameter, Tensor)
-    parameter.data.copy_(result)
-    return LinearRecord(
-        name=linear.name,
-        key=key,
-        block=linear.block,
-        outputs=linear.outputs,
-        inputs=linear.inputs,
-        sparsity=sparsity,
-        pruned=int((~pruned.mask).sum()),
-        zeros=int((result == 0).sum()),
-        tokens=found.tokens,
-        seconds=time.perf_counter() - started,
-        transposed=linear.transposed,
-        notes=pruned.notes,
-    )
+    def done(self, index: int) -> bool:
+        last = index == len(self.skeleton.blocks)
+        return all(job.done(index) or (last and not job.plan.head) for job in self.jobs)
 
+    def block(self, index: int, activations: Activations, needed_later: bool) -> None:
+        """Prune block ``index`` unless it is done, and replace the hidden states by its outputs if ``needed_later``."""
+        dense = self.setting.propagation == "dense"
+        pruned_already = self.done(index) and not dense
+        block = self.skeleton.load_block(index, self.jobs[0].output if pruned_already else None)
+        if not self.done(index):
+            linears = [linear for linear in self.skeleton.linears(index) if self._wanted(linear)]
+            if not self.kinds:
+                self._prune_block(index, linears, {}, in_place=False)
+            elif self.setting.propagation == "linear":
+                self._prune_in_lockstep(index, block, linears, activations)
+                needed_later = False
+            else:
+                stats = collect(index, block, linears, activations, self.kinds, advance=dense and needed_later)
+                self.setting.workers.reduce(stats[linear.name] for linear in linears if linear.name in stats)
+                self._prune_block(index, linears, stats, in_place=not dense)
+                needed_later = needed_later and not dense
+        if needed_later:
+            with torch.inference_mode():
+                activations.advance(index, block)
+        self.skeleton.drop_block(index)
 
-def _checked(weight: Tensor, linear: Linear) -> Tensor:
-    if not bool(weight.isfinite().all()):
-        raise NumericsError(
-            f"Pruning {linear.name} (block {linear.block}) gave weights that are not finite; its stored weights may not "
-            "be finite either, or its Gram matrix is too ill-conditioned: raise the damping, or use more calibration data."
-        )
-    return weight
+    def _wanted(self, linear: Linear) -> bool:
+        return any(linear.name in job.plan.sparsities for job in self.jobs)
+
+    def _prune_block(
+        self, index: int, linears: Sequence[Linear], stats: dict[str, InputStatistics], in_place: bool
+    ) -> None:
+        for job in self.jobs:
+            if job.done(index):
+                continue
+            mine = [linear for linear in linears if linear.name in job.plan.sparsities]
+            records = [
+                self._prune(job, linear, stats.get(linear.name), in_place, number) for number, linear in enumerate(mine)
+            ]
+            self._note(job, index, records)
+
+    def _prune_in_lockstep(
+        self, index: int, block: nn.Module, linears: Sequence[Linear], activations: Activations
+    ) -> None:
+        job, records = self.jobs[0], {}
+
+        def prune(linear: Linear, stats: InputStatistics) -> None:
+            records[linear.name] = self._prune(job, linear, stats, True, len(records))
+
+        prune_in_lockstep(index, block, linears, activations, self.kinds, prune, self.setting.workers)
+        self._note(job, index, [records[linear.name] for linear in linears])
+
+    def _prune(
+        self, job: Job, linear: Linear, stats: InputStatistics | None, in_place: bool, number: int
+    ) -> LinearRecord:
+        """Prune one linear for one job; ``in_place`` the block computes with the new weight from now on."""
+        made = self.setting.workers.once(lambda: prune_linear(self.skeleton, linear, job.plan, stats), number)
+        weight = linear.as_rows(made.weight)
+        if job.writes:
+            job.output.patch({made.record.key: weight})
+        if in_place:
+            parameter = linear.module.weight
+            assert isinstance(parameter, Tensor)
+            parameter.data.copy_(weight)
+        return made.record
+
+    def _note(self, job: Job, index: int, records: list[LinearRecord]) -> None:
+        job.output.sync()
+        job.journal.add(index, records)
+
+    def prune_head(self, batches: Sequence[Batch], activations: Activations) -> None:
+        """Prune the output head by the statistics of what the last block and the final norm hand to it."""
+        head = self.skeleton.head()
+        stats = new_statistics(head, self.kinds, self.skeleton.device)
+        if self.kinds:
+            for batch, inputs in zip(batches, capture_head_inputs(self.skeleton, batches, activations), strict=True):
+                stats.update(inputs, batch.mask)
+            self.setting.workers.reduce([stats])
+        self.skeleton.load_head()
+        for job in self.jobs:
+            if job.plan.head and not job.done(head.block):
+                self._note(job, head.block, [self._prune(job, head, stats, False, 0)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from secateur.journal import Journal
 
@@ -35,8 +34,8 @@ class LinearRecord:
 class BlockJournal:
     """The records of the blocks pruned so far, one line of a journal each."""
 
-    def __init__(self, path: Path) -> None:
-        self._journal = Journal(path)
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
         self.blocks = {
             entry["block"]: [LinearRecord(**record) for record in entry["linears"]] for entry in self._journal.entries
         }

@@ -78,6 +78,7 @@ def _linear_problems(tensor: Tensor, record: LinearRecord, pattern: Pattern, ask
         problems.append(
             f"{record.name} has {found:,} zeros; a sparsity of {asked[record.name]:g} asks for {least:,.0f}"
         )
+    pattern = pattern.at(record.sparsity)
     if pattern.keep is not None and pattern.group is not None:
         kept = (rows.reshape(-1, pattern.group) != 0).sum(dim=1)
         bad = int((kept > pattern.keep).sum())

@@ -2,6 +2,7 @@
 
 from secateur.statistics.base import InputStatistics, Statistic
 from secateur.statistics.gram import Gram
+from secateur.statistics.moments import Moments
 from secateur.statistics.norms import ColumnNorms
 
-__all__ = ["ColumnNorms", "Gram", "InputStatistics", "Statistic"]
+__all__ = ["ColumnNorms", "Gram", "InputStatistics", "Moments", "Statistic"]

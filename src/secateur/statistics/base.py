@@ -30,6 +30,15 @@ class Statistic(ABC):
         """Take in ``rows`` ``[tokens, inputs]``, any float dtype. ``update`` is what callers use."""
 
     @abstractmethod
+    def sums(self) -> list[Tensor]:
+        """The tensors held, to be added to those of the same statistic over other tokens (then call ``merged``)."""
+
+    def merged(self, tokens: int) -> None:
+        """Note that the tensors of ``sums`` now cover ``tokens`` tokens."""
+        self.tokens = tokens
+        self._derived.clear()
+
+    @abstractmethod
     def finite(self) -> bool:
         """Whether every number held is finite."""
 

@@ -19,7 +19,10 @@ class ColumnNorms(Statistic):
         self.squares = torch.zeros(inputs, dtype=torch.float64, device=self.device)
 
     def add(self, rows: Tensor) -> None:
-        self.squares += torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).double().square()
+        self.squares += rows.float().square().sum(dim=0)
+
+    def sums(self) -> list[Tensor]:
+        return [self.squares]
 
     def finite(self) -> bool:
         return bool(self.squares.isfinite().all())

@@ -1,0 +1,82 @@
+"""What is to be pruned and how: fixed before anything runs, but for sparsities that follow from the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from secateur.allocation.base import Allocation, LinearSize, Measured
+from secateur.errors import UsageError
+from secateur.masks import Pattern
+from secateur.methods.base import Method
+from secateur.models.skeleton import Skeleton
+from secateur.models.structure import Linear
+
+Propagation = Literal["block", "linear", "dense"]
+"""Where a linear's inputs come from: all blocks before it pruned (``block``), all linears before it pruned (``linear``),
+or the dense model (``dense``)."""
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """The method, the pattern, and the linears that are to be pruned (others stay dense).
+
+    ``min_tokens``: an expert that saw fewer is pruned by magnitude. ``sparsities``: by linear name, once known.
+    """
+
+    method: Method
+    pattern: Pattern
+    sparsity: float
+    allocation: Allocation
+    sizes: tuple[LinearSize, ...]
+    head: bool = False
+    min_tokens: int = 1
+    sparsities: dict[str, float] = field(default_factory=dict)
+
+    def allocated(self, measured: Sequence[Measured] = ()) -> PruningPlan:
+        """The plan with its sparsities, given what the allocation measured on the dense model."""
+        return replace(self, sparsities=self.allocation.allocate(self.sizes, self.sparsity, measured, self.pattern))
+
+
+def plan_pruning(
+    skeleton: Skeleton,
+    method: Method,
+    pattern: Pattern,
+    sparsity: float,
+    allocation: Allocation,
+    skip: Sequence[str] = (),
+    head: bool = False,
+    min_tokens: int = 1,
+) -> PruningPlan:
+    """Plan to prune the linears of all blocks but those whose names match a glob of ``skip``; with ``head``, the output
+    head too. An allocation that need not measure the dense model is applied at once.
+
+    Raises ``PatternError`` when an N:M pattern does not fit a linear, ``UsageError`` when a glob matches nothing or the
+    allocation does not suit the pattern, ``ModelError`` when the head is tied to the embeddings.
+    """
+    linears = prunable_linears(skeleton, skip) + ([skeleton.head()] if head else [])
+    for linear in linears:
+        pattern.check_width(linear.inputs, linear.name)
+    if allocation.measures and pattern.structured and not pattern.mixed:
+        raise UsageError(
+            f"{type(allocation).__name__} gives every linear a sparsity of its own, which the pattern {pattern} does not "
+            f"allow. Use the pattern 'mixed {pattern}' (no hardware format), or allocation uniform."
+        )
+    sizes = tuple(LinearSize(linear.name, linear.block, linear.inputs * linear.outputs) for linear in linears)
+    plan = PruningPlan(method, pattern, sparsity, allocation, sizes, head, min_tokens)
+    return plan if allocation.measures else plan.allocated()
+
+
+def prunable_linears(skeleton: Skeleton, skip: Sequence[str] = ()) -> list[Linear]:
+    """The linears of all blocks, in order, without those that match a glob of ``skip``."""
+    linears = [linear for index in range(len(skeleton.blocks)) for linear in skeleton.linears(index)]
+    for glob in skip:
+        if not any(fnmatchcase(linear.name, glob) for linear in linears):
+            names = ", ".join(linear.name for linear in linears[:3])
+            raise UsageError(f"pruning.skip has {glob!r}, which matches no linear; they are named like {names}.")
+    kept = [linear for linear in linears if not any(fnmatchcase(linear.name, glob) for glob in skip)]
+    if not kept:
+        raise UsageError(f"pruning.skip {list(skip)} leaves no linear to prune.")
+    return kept

@@ -1,0 +1,76 @@
+"""Data-parallel pruning with torch.distributed: each process runs its share of the samples, all see all statistics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from secateur.errors import UsageError
+from secateur.statistics import InputStatistics
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among ``size`` that prune one model together, ``rank`` counted from 0. One alone by default."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def start(cls, device: str) -> Workers:
+        """Join the others if this process was launched by torchrun: NCCL between GPUs, gloo between CPUs."""
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @staticmethod
+    def stop() -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def portion(self, items: Sequence[Item]) -> list[Item]:
+        """This process's share of ``items``: every ``size``-th. Raises ``UsageError`` when there are too few for all."""
+        if len(items) < self.size:
+            raise UsageError(
+                f"{self.size} processes cannot share {len(items)} calibration batches. Launch fewer processes, or lower "
+                "pruning.batch_size."
+            )
+        return list(items[self.rank :: self.size])
+
+    def reduce(self, statistics: Iterable[InputStatistics]) -> None:
+        """Add up the statistics of all processes, each object once, so that every process has the same totals."""
+        if self.size == 1:
+            return
+        for stats in {id(stats): stats for stats in statistics}.values():
+            for statistic in stats:
+                for tensor in statistic.sums():
+                    dist.all_reduce(tensor)
+                tokens = torch.tensor([statistic.tokens], device=statistic.device)
+                dist.all_reduce(tokens)
+                statistic.merged(int(tokens))
+
+    def once(self, make: Callable[[], Made], number: int = 0) -> Made:
+        """``make()`` in one process, chosen by ``number``; all get what it made, or raise what it raised."""
+        if self.size == 1:
+            return make()
+        owner = number % self.size
+        found: list[Any] = [None]
+        if self.rank == owner:
+            try:
+                found = [make()]
+            except Exception as error:  # the others must not wait for what will never come
+                found = [error]
+        dist.broadcast_object_list(found, src=owner)
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
