@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 
@@ -12,7 +15,24 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from secateur.allocation.base import Allocation
+from secateur.allocation.uniform import Uniform
+from secateur.journal import Journal
+from secateur.masks import Pattern, parse_pattern
+from secateur.methods import METHODS
+from secateur.methods.base import Method, Pruned
+from secateur.models.batches import make_batches
+from secateur.models.checkpoint import Checkpoint
+from secateur.models.hidden import HiddenStates
 from secateur.models.loading import quiet_transformers
+from secateur.models.skeleton import Skeleton
+from secateur.pruning.loop import Job, Setting, prune_blocks
+from secateur.pruning.plan import PruningPlan, plan_pruning
+from secateur.pruning.records import BlockJournal, LinearRecord
+from secateur.pruning.survey import survey
+from secateur.pruning.verify import Verification, verify
+from secateur.pruning.workers import Workers
+from secateur.statistics import InputStatistics
 
 VOCABULARY, WIDTH = 300, 32
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -85,6 +105,98 @@ def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+def sequences(count: int = 6, length: int = 24) -> list[list[int]]:
+    """Random tokens; two of the sequences are shorter, so that batches are padded."""
+    found = torch.randint(3, VOCABULARY, (count, length), generator=torch.Generator().manual_seed(0)).tolist()
+    found[1], found[4] = found[1][:9], found[4][:17]
+    return found
+
+
+class Killed(RuntimeError):
+    """What ``Watched`` dies of."""
+
+
+@dataclass
+class Watched(Method):
+    """A method that remembers the statistics it was handed, by linear name, and dies after ``lives`` linears."""
+
+    inner: Method
+    lives: int = 10**9
+    seen: dict[str, InputStatistics] = field(default_factory=dict)
+    name: str = ""
+
+    def statistics(self) -> tuple[type, ...]:
+        return self.inner.statistics()
+
+    def for_linear(self, name: str) -> Method:
+        self.name = name
+        return self
+
+    def prune(self, weight: torch.Tensor, stats: InputStatistics, pattern: Pattern, sparsity: float) -> Pruned:
+        if len(self.seen) == self.lives:
+            raise Killed
+        self.seen[self.name] = stats
+        return self.inner.prune(weight, stats, pattern, sparsity)
+
+
+def planned(
+    skeleton: Skeleton,
+    method: str | Method,
+    pattern: str = "2:4",
+    sparsity: float = 0.5,
+    allocation: Allocation | None = None,
+    **options: Any,
+) -> PruningPlan:
+    made = METHODS.load(method)() if isinstance(method, str) else method
+    return plan_pruning(skeleton, made, parse_pattern(pattern), sparsity, allocation or Uniform(), **options)
+
+
+def open_job(skeleton: Skeleton, plan: PruningPlan, out: Path) -> Job:
+    """The job that fills ``out``: begun, or gone on with where an interrupted one stopped."""
+    output = Checkpoint(out) if (out / "journal").exists() else skeleton.checkpoint.copy_to(out)
+    (out / "journal").touch()
+    return Job(plan, output, BlockJournal(Journal(out / "journal")))
+
+
+def prune_folder(
+    model: Path,
+    out: Path,
+    method: str | Method = "wanda",
+    pattern: str = "2:4",
+    sparsity: float = 0.5,
+    batch: int = 4,
+    propagation: str = "block",
+    hidden: HiddenStates | None = None,
+    data: Sequence[Sequence[int]] | None = None,
+    **options: Any,
+) -> tuple[list[LinearRecord], Verification]:
+    """Prune ``model`` into ``out`` without the pipeline around it, and verify it. What ``out`` has of an interrupted call
+    is used. ``hidden``: what keeps the hidden states, else memory. ``options``: of ``planned``."""
+    skeleton = Skeleton(model)
+    plan = planned(skeleton, method, pattern, sparsity, **options)
+    job = open_job(skeleton, plan, out)
+    batches = make_batches(sequences() if data is None else data, batch)
+    if plan.allocation.measures:
+        journal = Journal(out / "survey")
+        plan = plan.allocated(survey(skeleton, plan, batches, journal, HiddenStates(), Workers()))
+        job = Job(plan, job.output, job.journal)
+    prune_blocks(skeleton, [job], batches, Setting(propagation, HiddenStates() if hidden is None else hidden))
+    records = job.journal.records()
+    return records, verify(model, out, records, plan.pattern, plan.sparsities)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two model folders hold the same files, bit for bit, the journals aside."""
+    own = {"journal", "survey"}
+    names = [sorted(path.name for path in folder.iterdir() if path.name not in own) for folder in (one, other)]
+    return names[0] == names[1] and all((one / name).read_bytes() == (other / name).read_bytes() for name in names[0])
+
+
+def masks_of(folder: Path, records: Sequence[LinearRecord]) -> dict[str, torch.Tensor]:
+    checkpoint = Checkpoint(folder)
+    return {record.name: checkpoint.read(record.key) != 0 for record in records}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from conftest import CONFIGS, save_model
+from conftest import CONFIGS, save_model, sequences
+from conftest import prune_folder as prune
 from secateur.allocation.uniform import Uniform
 from secateur.errors import ModelError, NumericsError, PatternError, UsageError, VerificationError
-from secateur.journal import Journal
 from secateur.masks import parse_pattern
 from secateur.methods import METHODS
 from secateur.models.batches import make_batches
@@ -20,37 +19,8 @@ from secateur.models.capture import capture
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.loading import load_model
 from secateur.models.skeleton import Skeleton
-from secateur.pruning.loop import Job, Setting, prune_blocks
 from secateur.pruning.plan import plan_pruning
-from secateur.pruning.records import BlockJournal
 from secateur.pruning.verify import verify
-
-
-def sequences(count: int = 6, length: int = 24) -> list[list[int]]:
-    """Random tokens; two of the sequences are shorter, so that batches are padded."""
-    found = torch.randint(3, 300, (count, length), generator=torch.Generator().manual_seed(0)).tolist()
-    found[1], found[4] = found[1][:9], found[4][:17]
-    return found
-
-
-def prune(
-    model: Path,
-    out: Path,
-    method: str,
-    pattern: str = "2:4",
-    sparsity: float = 0.5,
-    batch: int = 4,
-    propagation: str = "block",
-    **options,
-):
-    skeleton = Skeleton(model)
-    parsed = parse_pattern(pattern)
-    plan = plan_pruning(skeleton, METHODS.load(method)(), parsed, sparsity, Uniform(), **options)
-    output = skeleton.checkpoint.copy_to(out)
-    job = Job(plan, output, BlockJournal(Journal(out / "journal")))
-    prune_blocks(skeleton, [job], make_batches(sequences(), batch), Setting(propagation))
-    records = job.journal.records()
-    return records, verify(model, out, records, parsed, plan.sparsities)
 
 
 @pytest.mark.parametrize("method", list(METHODS.entries()))

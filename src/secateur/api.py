@@ -80,8 +80,8 @@ def prune_together(
     propagation ``dense``, since only the dense model hands the same inputs to all of them. Raises ``RecipeError`` when
     recipes differ in more than ``pruning`` and ``evaluation``.
     """
-    reporter = reporter or Reporter()
     workers = Workers.start(pick_device(recipes[0].device))
+    reporter = Reporter() if workers.rank or reporter is None else reporter
     places = list(outs or [None] * len(recipes))
     plans = [plan_run(recipe, out) for recipe, out in zip(recipes, places, strict=True)]
     refuse_unlike(recipes)

@@ -43,9 +43,20 @@ def prune(
 
     from secateur import api
     from secateur.cli.console import print_json, print_line
+    from secateur.errors import SecateurError
+    from secateur.pruning.workers import Workers
 
-    with common.reporter() as reporter:
-        result = api.prune(recipe, out, common.store, reporter)
+    try:
+        with common.reporter() as reporter:
+            result = api.prune(recipe, out, common.store, reporter)
+    except SecateurError as error:
+        if Workers.first_to_fail():
+            raise
+        return error.exit_code
+    finally:
+        Workers.stop()
+    if not result.manifest:  # not the first of several processes
+        return 0
     if common.json:
         print_json(
             {

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from secateur.masks import Group, Pattern, keep_mask
+from secateur.methods.costs import Cost, cost_of
 from secateur.statistics import InputStatistics, Statistic
 
 
@@ -42,6 +43,10 @@ class Method(ABC):
         """The method to use for the linear ``name``: this one, unless its settings leave some linears to another."""
         return self
 
+    def cost(self) -> Cost:
+        """What a solve takes, for the forecast before a run: the entry of ``methods.costs``, or the method's own."""
+        return cost_of(self)
+
     @abstractmethod
     def prune(self, weight: Tensor, stats: InputStatistics, pattern: Pattern, sparsity: float) -> Pruned:
         """Prune ``weight`` ``[out, in]`` fp32 (not changed in place) to ``sparsity`` in the given pattern."""
@@ -50,7 +55,7 @@ class Method(ABC):
 class ScoreMethod(Method):
     """A method that only ranks weights: write ``score``; the base class makes the exact-count mask."""
 
-    group: ClassVar[Group] = "row"
+    group: Group = "row"
     """Which weights compete when the pattern is unstructured."""
 
     @abstractmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,8 +22,7 @@ class Magnitude(ScoreMethod):
     """
 
     inclusive_threshold: bool = False
-
-    group: ClassVar[Group] = "matrix"
+    group: Group = "matrix"
 
     def score(self, weight: Tensor, stats: InputStatistics) -> Tensor:
         return weight.abs()

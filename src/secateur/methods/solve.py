@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secateur.errors import NumericsError
 
+SOLVED_DIRECTLY = 256
 LADDER_STEP, LADDER_TOP = 10.0, 10.0  # the last rung tried is the first at or past the top
 
 
@@ -25,31 +26,46 @@ class InverseFactor:
     condition: float
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> InverseFactor:
-    """Factorise the inverse of ``hessian`` ``[n, n]`` fp32 after adding ``damping`` times its mean diagonal.
+def inverse_factor(gram: Tensor, damping: float, scale: float = 1.0) -> InverseFactor:
+    """Factorise the inverse of H = ``scale * gram`` ``[n, n]`` fp32 after adding ``damping`` times its mean diagonal.
 
     With J the reversal of rows and columns and L the Cholesky factor of J H J, U = J L^-1 J: one factorisation and one
     triangular inverse. A matrix that cannot be factorised is tried again with ten times the damping, up to
     ``LADDER_TOP``; beyond, ``NumericsError``. A zero on the diagonal counts as such in the mean, and is then replaced.
+    Cost: n^3 FLOPs, 12 * n^2 bytes beside ``gram``, which is not changed.
     """
-    diagonal = hessian.diagonal()
+    diagonal = gram.diagonal() * scale
     mean = diagonal.mean()
     # An input that was always zero is decoupled from the others: any positive diagonal entry will do.
     alive = torch.where(diagonal == 0, torch.where(mean == 0, 1.0, mean), diagonal)
     while True:
-        damped = hessian.clone()
-        damped.diagonal().copy_(alive + damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        lower = gram.flip(0, 1).mul_(scale)
+        lower.diagonal().copy_((alive + damping * mean).flip(0))
+        lower, failed = torch.linalg.cholesky_ex(lower)
         diagonal = lower.diagonal()
         if not failed.item() and bool(diagonal.isfinite().all()):
             break
         if damping >= LADDER_TOP:
             raise NumericsError(
-                f"The Gram matrix ({hessian.shape[0]} inputs) could not be factorised even with {damping:g} times its mean "
+                f"The Gram matrix ({gram.shape[0]} inputs) could not be factorised even with {damping:g} times its mean "
                 "diagonal added; its activations are probably not finite or all equal. Use more, or other, calibration data."
             )
         damping = damping * LADDER_STEP if damping else 0.01
-    identity = torch.eye(hessian.shape[0], device=hessian.device, dtype=hessian.dtype)
-    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
     condition = (diagonal.max() / diagonal.min()).square().item()
-    return InverseFactor(inverse.flip(0, 1).contiguous(), damping, condition)
+    invert_lower(lower)
+    return InverseFactor(lower.flip(0, 1), damping, condition)
+
+
+def invert_lower(lower: Tensor) -> None:
+    """Replace a lower triangular matrix ``[n, n]``, zero above the diagonal, by its inverse: halves first, then the
+    square between them by two matrix products. Cost: 2/3 * n^3 FLOPs."""
+    size = len(lower)
+    if size <= SOLVED_DIRECTLY:
+        identity = torch.eye(size, device=lower.device, dtype=lower.dtype)
+        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return
+    half = size // 2
+    top, between, bottom = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    invert_lower(top)
+    invert_lower(bottom)
+    between.copy_((bottom @ (between @ top)).neg_())

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from secateur.masks import Group
 from secateur.methods.base import ScoreMethod
 from secateur.statistics import ColumnNorms, InputStatistics, Statistic
 
@@ -17,8 +18,11 @@ class Wanda(ScoreMethod):
 
     Score ``|W_ij| * ||X_j||_2`` with ``X_j`` ``[tokens]`` the j-th input channel over the calibration tokens,
     compared within each output row of W ``[out, in]`` (N:M: within each group). The weights that stay do not change.
+    ``group`` "matrix" compares within the whole matrix instead, which the paper found worse on LLaMA.
     Cost: one pass over W. Source: Sun et al. 2023, arXiv 2306.11695, equation 1.
     """
+
+    group: Group = "row"
 
     needs: ClassVar[tuple[type[Statistic], ...]] = (ColumnNorms,)
 

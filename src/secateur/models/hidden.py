@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+PREFIX = ".hidden-"
+"""How the name of a folder with hidden states begins."""
+
 
 class HiddenStates:
     """One tensor ``[batch, length, width]`` a calibration batch; a list that may lie partly on disk.
@@ -49,6 +52,14 @@ class HiddenStates:
         with self._file(index).open("wb") as stream:
             stream.write(_bytes(hidden.cpu().contiguous()))
 
+    def close(self) -> None:
+        """Let go of everything, files included."""
+        self._kept.clear()
+        self._spilled.clear()
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
+
     def append(self, hidden: Tensor) -> None:
         self[len(self)] = hidden
 
@@ -65,7 +76,7 @@ class HiddenStates:
 
     def _file(self, index: int) -> Path:
         if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(prefix=".hidden-", dir=self._folder)
+            self._directory = tempfile.TemporaryDirectory(prefix=PREFIX, dir=self._folder)
         return Path(self._directory.name) / f"{index}.bin"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,14 @@ def max_positions(folder: Path) -> int | None:
 
 
 def pick_device(device: str) -> str:
-    """``auto`` to ``cuda`` where there is one, else ``cpu``. Raises ``UsageError`` for a device this machine lacks."""
+    """``auto`` to ``cuda`` where there is one, else ``cpu``. Raises ``UsageError`` for a device this machine lacks.
+
+    Of several processes launched by torchrun each gets a GPU of its own, ``cuda:LOCAL_RANK``, unless one is named.
+    """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
     if device.split(":")[0] not in {"cpu", "cuda", "mps"}:
         raise UsageError(f"There is no device {device!r}; known: auto, cpu, cuda, cuda:1, ..., mps.")
     if device.startswith("cuda") and not torch.cuda.is_available():

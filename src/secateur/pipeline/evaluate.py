@@ -54,7 +54,7 @@ class EvaluationStage:
         device, dtype = pick_device(self.recipe.device), pick_dtype(spec.dtype)
         with phases.phase("load"):
             model = load_model(self.model.folder, device, dtype)
-            text = self._text()
+            text = self.evaluation_text()
         scores: dict[str, Any] = {"text_cut": text.cut}
         with phases.phase("perplexity"):
             found = perplexity(model, text, self.protocol, progress=reporter.advance("perplexity"))
@@ -68,7 +68,8 @@ class EvaluationStage:
         (folder / SCORES).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         return {"kind": "evaluation", "phases": phases.found, "text": self.source.name, **environment()}
 
-    def _text(self) -> EvaluationText:
+    def evaluation_text(self) -> EvaluationText:
+        """The windows or documents to score, tokenised."""
         # Blank rows count under concat (the original programs join them too), but are no documents.
         texts = [text for _, text in self.source.texts() if self.protocol.window or text.strip()]
         tokenizer = load_tokenizer(self.model.folder)

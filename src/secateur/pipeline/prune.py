@@ -17,7 +17,7 @@ from secateur.pipeline.calibrate import digest_of_set
 from secateur.pipeline.components import ResolvedModel, make_allocation, make_method
 from secateur.pipeline.recipe import Recipe
 from secateur.pipeline.store import check_space, digest_of, refuse_taken
-from secateur.pruning.plan import PruningPlan, plan_pruning
+from secateur.pruning.plan import PruningPlan, check_permute, plan_pruning
 
 FORMAT = 2
 
@@ -36,7 +36,7 @@ class PruningStage:
 
     @property
     def needs_data(self) -> bool:
-        return bool(self.method.statistics() or self.plan.allocation.statistics())
+        return bool(self.plan.statistics() or self.plan.allocation.statistics())
 
     def spec(self, calibration: Path | None) -> dict[str, Any]:
         """What decides the output."""
@@ -55,6 +55,7 @@ class PruningStage:
             "head": spec.head,
             "propagation": spec.propagation,
             "min_expert_tokens": spec.min_expert_tokens,
+            "permute": spec.permute,
             "batch_size": spec.batch_size,
             "device": pick_device(self.recipe.device).partition(":")[0],
         }
@@ -80,7 +81,17 @@ def plan_prune(recipe: Recipe, model: ResolvedModel) -> PruningStage:
     spec = recipe.pruning
     method, pattern, sparsity, allocation = check_request(recipe)
     skeleton = Skeleton(model.folder, pick_device(recipe.device), pick_dtype(recipe.dtype))
-    plan = plan_pruning(skeleton, method, pattern, sparsity, allocation, spec.skip, spec.head, spec.min_expert_tokens)
+    plan = plan_pruning(
+        skeleton,
+        method,
+        pattern,
+        sparsity,
+        allocation,
+        spec.skip,
+        spec.head,
+        spec.min_expert_tokens,
+        spec.permute,
+    )
     return PruningStage(recipe, model, method, pattern, sparsity, plan, skeleton)
 
 
@@ -89,6 +100,8 @@ def check_request(recipe: Recipe) -> tuple[Method, Pattern, float, Allocation]:
     spec = recipe.pruning
     pattern = parse_pattern(spec.pattern)
     sparsity = resolve_sparsity(pattern, spec.sparsity)
+    if spec.permute:
+        check_permute(pattern, spec.propagation)
     return make_method(spec.method), pattern, sparsity, make_allocation(spec.allocation)
 
 
@@ -105,3 +118,10 @@ def refuse_unlike(recipes: Sequence[Recipe]) -> None:
             )
         if recipe.pruning.batch_size != recipes[0].pruning.batch_size:
             raise RecipeError("Recipes pruned together must have the same pruning.batch_size.")
+    specs = [recipe.pruning for recipe in recipes]
+    modes = [spec.propagation for spec in specs if spec.permute or make_method(spec.method).statistics()]
+    if len(modes) > 1 and set(modes) != {"dense"}:
+        raise RecipeError(
+            f"Recipes pruned together must have pruning.propagation dense, found {', '.join(modes)}: otherwise each would "
+            "hand the next block other inputs. Set it, or prune them one after another."
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from secateur.journal import Journal
 from secateur.models.batches import Batch, make_batches
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.hidden import HiddenStates
+from secateur.models.hidden import PREFIX, HiddenStates
 from secateur.pipeline.calibrate import load_set
 from secateur.pipeline.provenance import Phases, environment, machine_memory
 from secateur.pipeline.prune import PruningStage
@@ -72,6 +74,7 @@ class _Run:
             self._fill()
             return
         (number, (stage, final)), *others = waiting
+        before = len(self.building)
 
         def make(folder: Path) -> dict[str, Any]:
             building = _Building(number, stage, folder)
@@ -79,7 +82,8 @@ class _Run:
             self.build(others)
             return self._facts(building)
 
-        if not build(final, stage.spec(self.calibrations[number]), make):
+        build(final, stage.spec(self.calibrations[number]), make)
+        if len(self.building) == before:  # it was there already
             self.build(others)
 
     def _fill(self) -> None:
@@ -115,19 +119,21 @@ class _Run:
     def _surveyed(self, building: _Building, measured: Journal) -> PruningPlan:
         stage, progress = building.stage, self.reporter.advance("blocks surveyed")
         batches = self._batches(building) if stage.plan.allocation.statistics() else []
-        found = survey(stage.skeleton, stage.plan, batches, measured, self._hidden(building), self.workers, progress)
+        with closing(self._hidden(building)) as hidden:
+            found = survey(stage.skeleton, stage.plan, batches, measured, hidden, self.workers, progress)
         return stage.plan.allocated(found)
 
     def _prune(self) -> None:
         if not self.building:
             return
-        first = self.building[0].stage
         jobs = [building.job for building in self.building if building.job is not None]
-        needing = [building for building in self.building if building.stage.plan.method.statistics()]
-        setting = Setting(first.recipe.pruning.propagation, self._hidden(self.building[0]), self.workers)
-        with self.phases.phase("prune"):
-            progress = self.reporter.advance("blocks")
-            prune_blocks(first.skeleton, jobs, self._batches(needing[0]) if needing else [], setting, progress)
+        needing = [building for building in self.building if building.stage.plan.statistics()]
+        first = (needing or self.building)[0]
+        batches = self._batches(first) if needing else []
+        with self.phases.phase("prune"), closing(self._hidden(first)) as hidden:
+            setting = Setting(first.stage.recipe.pruning.propagation, hidden, self.workers)
+            prune_blocks(first.stage.skeleton, jobs, batches, setting, self.reporter.advance("blocks"))
+        self.workers.meet()  # nobody has files in the folder any more when the first process lists what is in it
 
     def _batches(self, building: _Building) -> Sequence[Batch]:
         calibration = self.calibrations[building.number]
@@ -136,9 +142,7 @@ class _Run:
         return self.workers.portion(make_batches(sequences, building.stage.recipe.pruning.batch_size))
 
     def _hidden(self, building: _Building) -> HiddenStates:
-        asked = building.stage.recipe.pruning.activation_gib
-        budget = machine_memory() * SHARE_OF_MEMORY if asked is None else asked * 2**30
-        return HiddenStates(int(budget), building.folder)
+        return HiddenStates(hidden_budget(building.stage), building.folder)
 
     def _facts(self, building: _Building) -> dict[str, Any]:
         """Verify what was saved; what the manifest says of it."""
@@ -170,8 +174,16 @@ class _Run:
         }
 
 
+def hidden_budget(stage: PruningStage) -> int:
+    """Bytes of hidden states that stay in memory."""
+    asked = stage.recipe.pruning.activation_gib
+    return int(machine_memory() * SHARE_OF_MEMORY if asked is None else asked * 2**30)
+
+
 def _copy(building: _Building) -> None:
     """The copy to patch. The records file is there only once the copy is whole."""
+    for left in building.folder.glob(f"{PREFIX}*"):  # of a run that was killed
+        shutil.rmtree(left)
     if not (building.folder / RECORDS).exists():
         building.stage.skeleton.checkpoint.copy_to(building.folder)
         (building.folder / RECORDS).touch()

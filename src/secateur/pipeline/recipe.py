@@ -98,6 +98,10 @@ class PruningSpec(Spec):
     min_expert_tokens: int = Field(
         default=64, ge=0, description="an expert of a mixture that saw fewer tokens is pruned by magnitude"
     )
+    permute: bool = Field(
+        default=False,
+        description="N:M: reorder the hidden channels of MLPs so that more is kept, where the block computes the same",
+    )
     batch_size: int = Field(default=4, ge=1, description="samples at once through a block")
     activation_gib: float | None = Field(
         default=None, gt=0, description="hidden states beyond this go to disk; null: a quarter of the machine's memory"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import NumericsError
 from secateur.models.capture import Activations
 from secateur.models.structure import Linear
+from secateur.pruning.workers import Workers
 from secateur.statistics import InputStatistics, Statistic
 
 Kinds = Sequence[type[Statistic]]
@@ -22,9 +23,15 @@ class _Stopped(Exception):
 
 
 def collect(
-    index: int, block: nn.Module, linears: Sequence[Linear], activations: Activations, kinds: Kinds, advance: bool
+    index: int,
+    block: nn.Module,
+    linears: Sequence[Linear],
+    activations: Activations,
+    kinds: Kinds,
+    advance: bool,
+    workers: Workers | None = None,
 ) -> dict[str, InputStatistics]:
-    """Run block ``index`` over all batches; the statistics of each linear's inputs, by linear name.
+    """Run block ``index`` over all batches; the statistics of each linear's inputs, of all ``workers``, by linear name.
 
     Linears that are called with the same tensor (q/k/v, gate/up) share one statistic. With ``advance`` the hidden states
     become the block's outputs; without, a forward ends where the last linear is about to run. Raises ``NumericsError``
@@ -41,12 +48,16 @@ def collect(
             if advance:
                 activations.hidden[batch] = output
     collector.start(None)
+    by_linear = collector.by_linear
+    if workers is not None:
+        # Before the check, so that what one process found not to be finite stops all of them.
+        workers.reduce(by_linear[linear.name] for linear in linears if linear.name in by_linear)
     for linear in linears:
-        if linear.name in collector.by_linear:
-            check_finite(linear, collector.by_linear[linear.name])
+        if linear.name in by_linear:
+            check_finite(linear, by_linear[linear.name])
         elif linear.experts is None:
             raise never_called(linear)
-    return collector.by_linear
+    return by_linear
 
 
 def never_called(linear: Linear) -> NumericsError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,9 +29,29 @@ class PrunedLinear:
     record: LinearRecord
 
 
-def prune_linear(skeleton: Skeleton, linear: Linear, plan: PruningPlan, stats: InputStatistics | None) -> PrunedLinear:
+@dataclass(frozen=True)
+class Layout:
+    """The order in which a linear is saved: its inputs ``columns`` ``[in]`` int64, decided before it is pruned, and its
+    outputs ``rows`` ``[out]``, put in order afterwards; ``None``: as they are. ``moved``: of ``LinearRecord``."""
+
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    moved: dict[str, int] = field(default_factory=dict)
+
+
+AS_STORED = Layout()
+
+
+def prune_linear(
+    skeleton: Skeleton,
+    linear: Linear,
+    plan: PruningPlan,
+    stats: InputStatistics | None,
+    layout: Layout = AS_STORED,
+) -> PrunedLinear:
     """Prune ``linear`` as ``plan`` says. An expert with fewer tokens than ``plan.min_tokens`` is pruned by magnitude.
 
+    ``stats`` are those of the inputs as the dense model has them, whatever the ``layout``.
     Raises what the method raises, naming the linear, and ``NumericsError`` for a weight that is not finite.
     """
     started = time.perf_counter()
@@ -40,15 +60,20 @@ def prune_linear(skeleton: Skeleton, linear: Linear, plan: PruningPlan, stats: I
     weight = linear.as_rows(stored).to(skeleton.device, torch.float32)
     sparsity = plan.sparsities[linear.name]
     found = InputStatistics() if stats is None else stats
-    method, notes = _method_for(linear, plan, found)
+    method, notes = method_for(linear, plan, found)
     try:
         with torch.inference_mode():
+            if layout.columns is not None:
+                weight, found = weight[:, layout.columns.to(weight.device)], found.permuted(layout.columns)
             pruned = method.prune(weight, found, plan.pattern.at(sparsity), sparsity)
     except SecateurError as error:
         raise type(error)(f"{linear.name} (block {linear.block}): {error}") from error
+    sound = weight.isfinite().all()
     del weight
     result = pruned.weight.to(stored.dtype)
-    _check_finite(result, linear)
+    if layout.rows is not None:
+        result = result[layout.rows.to(result.device)]
+    _check_finite(sound, result, linear)
     record = LinearRecord(
         name=linear.name,
         key=key,
@@ -62,20 +87,30 @@ def prune_linear(skeleton: Skeleton, linear: Linear, plan: PruningPlan, stats: I
         seconds=time.perf_counter() - started,
         transposed=linear.transposed,
         notes={**pruned.notes, **notes},
+        order=[] if layout.columns is None else layout.columns.tolist(),
+        moved=layout.moved,
     )
     return PrunedLinear(result, record)
 
 
-def _method_for(linear: Linear, plan: PruningPlan, stats: InputStatistics) -> tuple[Method, dict[str, float]]:
+def method_for(linear: Linear, plan: PruningPlan, stats: InputStatistics) -> tuple[Method, dict[str, float]]:
+    """The method that prunes ``linear`` given what is known of its inputs, and the notes to make of it."""
     method = plan.method.for_linear(linear.name)
     if linear.experts is not None and method.statistics() and stats.tokens < plan.min_tokens:
         return Magnitude(), {FALLBACK: 1.0}
     return method, {}
 
 
-def _check_finite(weight: Tensor, linear: Linear) -> None:
-    if not bool(weight.isfinite().all()):
+def _check_finite(sound: Tensor, result: Tensor, linear: Linear) -> None:
+    """``sound``: whether the stored weight was finite. A NaN may be pruned away, which would hide a damaged model."""
+    if bool(sound & result.isfinite().all()):
+        return
+    if not bool(sound):
         raise NumericsError(
-            f"Pruning {linear.name} (block {linear.block}) gave weights that are not finite; its stored weights may not "
-            "be finite either, or its Gram matrix is too ill-conditioned: raise the damping, or use more calibration data."
+            f"The stored weights of {linear.name} (block {linear.block}) are not finite: they hold NaN or infinity. The "
+            "model is damaged; download or save it again, or leave this linear dense with pruning.skip."
         )
+    raise NumericsError(
+        f"Pruning {linear.name} (block {linear.block}) gave weights that are not finite: its Gram matrix is too "
+        "ill-conditioned. Raise the damping, or use more calibration data."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from secateur.models.hidden import HiddenStates
 from secateur.models.skeleton import Skeleton
 from secateur.models.structure import Linear
 from secateur.pruning.collect import Kinds, collect, new_statistics
-from secateur.pruning.linear import prune_linear
+from secateur.pruning.linear import AS_STORED, Layout, PrunedLinear, prune_linear
 from secateur.pruning.lockstep import prune_in_lockstep
-from secateur.pruning.plan import Propagation, PruningPlan
+from secateur.pruning.permute import Free, find_free, layouts, move_others
+from secateur.pruning.plan import Propagation, PruningPlan, check_permute
 from secateur.pruning.records import BlockJournal, LinearRecord
 from secateur.pruning.workers import Workers
 from secateur.statistics import InputStatistics
@@ -65,13 +66,17 @@ def prune_blocks(
     ``batches`` is the calibration data; it may be empty when no method needs statistics. Blocks that a journal has are
     read back from the output and only replayed, so that an interrupted run goes on where it stopped, with the same
     result. Several jobs share the statistics of the dense model (propagation ``dense``), which are taken once. Raises
-    ``NumericsError`` for inputs that are not finite, ``UsageError`` for several jobs with another propagation.
+    ``NumericsError`` for inputs that are not finite, ``UsageError`` for several jobs with another propagation and
+    for a plan to ``permute`` with propagation ``linear``.
     """
     run = _Run(skeleton, jobs, setting or Setting())
     if len(jobs) > 1 and run.kinds and run.setting.propagation != "dense":
         raise UsageError(
             "Several prunings share one pass only with pruning.propagation=dense: each would feed the next block other inputs."
         )
+    for job in jobs:
+        if job.plan.permute:
+            check_permute(job.plan.pattern, run.setting.propagation)
     count = len(skeleton.blocks)
     missing = [index for index in range(count + run.head) if not run.done(index)]
     if not missing:
@@ -96,7 +101,7 @@ class _Run:
         self.skeleton = skeleton
         self.jobs = jobs
         self.setting = setting
-        self.kinds: Kinds = united(*(job.plan.method.statistics() for job in jobs))
+        self.kinds: Kinds = united(*(job.plan.statistics() for job in jobs))
         self.head = any(job.plan.head for job in jobs)
 
     def done(self, index: int) -> bool:
@@ -116,9 +121,12 @@ class _Run:
                 self._prune_in_lockstep(index, block, linears, activations)
                 needed_later = False
             else:
-                stats = collect(index, block, linears, activations, self.kinds, advance=dense and needed_later)
-                self.setting.workers.reduce(stats[linear.name] for linear in linears if linear.name in stats)
-                self._prune_block(index, linears, stats, in_place=not dense)
+                advance, workers = dense and needed_later, self.setting.workers
+                free = []
+                if any(job.plan.permute for job in self.jobs):
+                    free = find_free(index, block, self.skeleton.linears(index), activations, workers)
+                stats = collect(index, block, linears, activations, self.kinds, advance, workers)
+                self._prune_block(index, linears, stats, in_place=not dense, free=free)
                 needed_later = needed_later and not dense
         if needed_later:
             with torch.inference_mode():
@@ -129,15 +137,25 @@ class _Run:
         return any(linear.name in job.plan.sparsities for job in self.jobs)
 
     def _prune_block(
-        self, index: int, linears: Sequence[Linear], stats: dict[str, InputStatistics], in_place: bool
+        self,
+        index: int,
+        linears: Sequence[Linear],
+        stats: dict[str, InputStatistics],
+        in_place: bool,
+        free: Sequence[Free] = (),
     ) -> None:
         for job in self.jobs:
             if job.done(index):
                 continue
             mine = [linear for linear in linears if linear.name in job.plan.sparsities]
+            orders = {}
+            if job.plan.permute:
+                orders = self.setting.workers.once(lambda plan=job.plan: layouts(self.skeleton, free, plan, stats))
             records = [
-                self._prune(job, linear, stats.get(linear.name), in_place, number) for number, linear in enumerate(mine)
+                self._prune(job, linear, stats.get(linear.name), in_place, number, orders.get(linear.name, AS_STORED))
+                for number, linear in enumerate(mine)
             ]
+            move_others(self.skeleton, free, orders, job.plan, job.output if job.writes else None, in_place)
             self._note(job, index, records)
 
     def _prune_in_lockstep(
@@ -152,10 +170,23 @@ class _Run:
         self._note(job, index, [records[linear.name] for linear in linears])
 
     def _prune(
-        self, job: Job, linear: Linear, stats: InputStatistics | None, in_place: bool, number: int
+        self,
+        job: Job,
+        linear: Linear,
+        stats: InputStatistics | None,
+        in_place: bool,
+        number: int,
+        layout: Layout = AS_STORED,
     ) -> LinearRecord:
         """Prune one linear for one job; ``in_place`` the block computes with the new weight from now on."""
-        made = self.setting.workers.once(lambda: prune_linear(self.skeleton, linear, job.plan, stats), number)
+        workers = self.setting.workers
+
+        def make() -> PrunedLinear:
+            made = prune_linear(self.skeleton, linear, job.plan, stats, layout)
+            # What another process is handed must not lie on this one's GPU.
+            return made if workers.size == 1 else replace(made, weight=made.weight.cpu())
+
+        made = workers.once(make, number)
         weight = linear.as_rows(made.weight)
         if job.writes:
             job.output.patch({made.record.key: weight})

@@ -11,8 +11,10 @@ from secateur.allocation.base import Allocation, LinearSize, Measured
 from secateur.errors import UsageError
 from secateur.masks import Pattern
 from secateur.methods.base import Method
+from secateur.methods.initial import united
 from secateur.models.skeleton import Skeleton
 from secateur.models.structure import Linear
+from secateur.statistics import ColumnNorms, Statistic
 
 Propagation = Literal["block", "linear", "dense"]
 """Where a linear's inputs come from: all blocks before it pruned (``block``), all linears before it pruned (``linear``),
@@ -23,7 +25,8 @@ or the dense model (``dense``)."""
 class PruningPlan:
     """The method, the pattern, and the linears that are to be pruned (others stay dense).
 
-    ``min_tokens``: an expert that saw fewer is pruned by magnitude. ``sparsities``: by linear name, once known.
+    ``min_tokens``: an expert that saw fewer is pruned by magnitude. ``permute``: channels inside an MLP are reordered so
+    that N:M keeps more (``pruning.permute``). ``sparsities``: by linear name, once known.
     """
 
     method: Method
@@ -33,7 +36,12 @@ class PruningPlan:
     sizes: tuple[LinearSize, ...]
     head: bool = False
     min_tokens: int = 1
+    permute: bool = False
     sparsities: dict[str, float] = field(default_factory=dict)
+
+    def statistics(self) -> tuple[type[Statistic], ...]:
+        """What is to be known of a linear's inputs: for the method, and for the scores that decide a permutation."""
+        return united(self.method.statistics(), (ColumnNorms,) if self.permute else ())
 
     def allocated(self, measured: Sequence[Measured] = ()) -> PruningPlan:
         """The plan with its sparsities, given what the allocation measured on the dense model."""
@@ -49,13 +57,16 @@ def plan_pruning(
     skip: Sequence[str] = (),
     head: bool = False,
     min_tokens: int = 1,
+    permute: bool = False,
 ) -> PruningPlan:
     """Plan to prune the linears of all blocks but those whose names match a glob of ``skip``; with ``head``, the output
-    head too. An allocation that need not measure the dense model is applied at once.
+    head too; with ``permute``, reorder channels as ``pruning.permute`` describes. An allocation that need not measure the dense model is applied at once.
 
     Raises ``PatternError`` when an N:M pattern does not fit a linear, ``UsageError`` when a glob matches nothing or the
-    allocation does not suit the pattern, ``ModelError`` when the head is tied to the embeddings.
+    allocation or ``permute`` does not suit the pattern, ``ModelError`` when the head is tied to the embeddings.
     """
+    if permute:
+        check_permute(pattern)
     linears = prunable_linears(skeleton, skip) + ([skeleton.head()] if head else [])
     for linear in linears:
         pattern.check_width(linear.inputs, linear.name)
@@ -65,8 +76,22 @@ def plan_pruning(
             f"allow. Use the pattern 'mixed {pattern}' (no hardware format), or allocation uniform."
         )
     sizes = tuple(LinearSize(linear.name, linear.block, linear.inputs * linear.outputs) for linear in linears)
-    plan = PruningPlan(method, pattern, sparsity, allocation, sizes, head, min_tokens)
+    plan = PruningPlan(method, pattern, sparsity, allocation, sizes, head, min_tokens, permute)
     return plan if allocation.measures else plan.allocated()
+
+
+def check_permute(pattern: Pattern, propagation: Propagation = "block") -> None:
+    """Raise ``UsageError`` unless channels can be reordered with this pattern and propagation."""
+    if not pattern.structured:
+        raise UsageError(
+            f"pruning.permute reorders channels so that N:M keeps more; with the pattern {pattern} their order makes no "
+            "difference. Ask for a pattern such as '2:4', or leave pruning.permute false."
+        )
+    if propagation == "linear":
+        raise UsageError(
+            "pruning.permute decides the order of an MLP's channels before its first linear is pruned, but with "
+            "pruning.propagation 'linear' the inputs of its last are not known by then. Set it to block or dense."
+        )
 
 
 def prunable_linears(skeleton: Skeleton, skip: Sequence[str] = ()) -> list[Linear]:

@@ -11,7 +11,11 @@ from secateur.journal import Journal
 @dataclass(frozen=True)
 class LinearRecord:
     """One pruned linear. ``sparsity`` was asked, ``pruned`` weights went, ``zeros`` are zero in the saved tensor (a
-    weight that was kept may have been zero before). ``tokens``: calibration tokens behind its statistics."""
+    weight that was kept may have been zero before). ``tokens``: calibration tokens behind its statistics.
+
+    ``order``: if not empty, its inputs were reordered: place p has the dense model's input ``order[p]``. ``moved``: the
+    stored tensors whose rows were put in that order with them, by key, and the dimension the rows lie along
+    (of k times as many rows, each k-th part)."""
 
     name: str
     key: str
@@ -25,6 +29,8 @@ class LinearRecord:
     seconds: float
     transposed: bool = False
     notes: dict[str, float] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
+    moved: dict[str, int] = field(default_factory=dict)
 
     @property
     def weights(self) -> int:

@@ -44,8 +44,7 @@ def survey(
         else:
             stats = {}
             if activations is not None:
-                stats = collect(index, block, linears, activations, kinds, advance=index < count - 1)
-                workers.reduce(stats.values())
+                stats = collect(index, block, linears, activations, kinds, index < count - 1, workers)
             weights = {
                 linear.name: linear.as_rows(skeleton.checkpoint.read(skeleton.keys[f"{linear.name}.weight"])).to(
                     skeleton.device, torch.float32

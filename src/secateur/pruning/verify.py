@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secateur.errors import VerificationError
 from secateur.masks import Pattern
+from secateur.masks.permutation import chunked
 from secateur.models.checkpoint import Checkpoint
 from secateur.pruning.records import LinearRecord
 
@@ -32,12 +33,13 @@ def verify(
 
     ``asked``: sparsity of every linear that was to be pruned. Each has the zeros its record says and at least the asked
     ones (rounded down in every row), the N:M pattern in every group, and only finite numbers; every other tensor is
-    bit-identical. Raises ``VerificationError`` listing what is wrong.
+    bit-identical, those that a record names as ``moved`` with their rows in its order. Raises ``VerificationError`` listing what is wrong.
     """
     before, after = Checkpoint(dense), Checkpoint(pruned)
     by_key = {record.key: record for record in records}
     problems = [f"{name} is missing" for name in before.names if name not in after]
     problems += [f"{name} was to be pruned, but was not" for name in asked.keys() - {record.name for record in records}]
+    moved = {key: (dim, torch.tensor(record.order)) for record in records for key, dim in record.moved.items()}
     zeros = 0
     for name in after.names:
         tensor = after.read(name)
@@ -46,6 +48,11 @@ def verify(
         elif name in by_key:
             problems += _linear_problems(tensor, by_key[name], pattern, asked)
             zeros += int((tensor == 0).sum())
+        elif name in moved:
+            dim, order = moved[name]
+            expected = before.read(name)
+            if not _same_bits(tensor, expected.index_select(dim, chunked(order, expected.shape[dim]))):
+                problems.append(f"{name} should be the dense model's with its rows reordered, but is not")
         elif not _same_bits(tensor, before.read(name)):
             problems.append(f"{name} should be untouched, but differs from the dense model")
     problems += [
@@ -58,9 +65,8 @@ def verify(
             "delete the folder and run again."
         )
     weights = sum(record.weights for record in records)
-    return Verification(
-        len(records), len(after.names) - len(records), zeros / max(weights, 1), zeros / after.parameters
-    )
+    untouched = len(after.names) - len(by_key.keys() | moved.keys())
+    return Verification(len(records), untouched, zeros / max(weights, 1), zeros / after.parameters)
 
 
 def _linear_problems(tensor: Tensor, record: LinearRecord, pattern: Pattern, asked: Mapping[str, float]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,17 @@ class Statistic(ABC):
         """Note that the tensors of ``sums`` now cover ``tokens`` tokens."""
         self.tokens = tokens
         self._derived.clear()
+
+    def permuted(self, order: Tensor) -> Self:
+        """The same of inputs in another order, as a copy: place p has input ``order[p]`` ``[inputs]`` int64.
+
+        Here for sums of one number an input; others override it.
+        """
+        found = type(self)(self.inputs, self.device)
+        for one, other in zip(self.sums(), found.sums(), strict=True):
+            other.copy_(one[order.to(one.device)])
+        found.merged(self.tokens)
+        return found
 
     @abstractmethod
     def finite(self) -> bool:
@@ -78,6 +89,10 @@ class InputStatistics:
     def update(self, inputs: Tensor, token_mask: Tensor | None = None) -> None:
         for statistic in self._by_kind.values():
             statistic.update(inputs, token_mask)
+
+    def permuted(self, order: Tensor) -> InputStatistics:
+        """The statistics of the inputs in another order, copied: place p has input ``order[p]``."""
+        return InputStatistics(statistic.permuted(order) for statistic in self._by_kind.values())
 
     def finite(self) -> bool:
         return all(statistic.finite() for statistic in self._by_kind.values())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from secateur.statistics.base import Statistic
 
-PANELS_AT_MOST, NARROWEST_PANEL = 8, 256
+PANELS_AT_MOST, NARROWEST_PANEL = 8, 128
 
 
 class Gram(Statistic):
@@ -32,7 +33,7 @@ class Gram(Statistic):
         exact_in_bf16 = rows.dtype == torch.bfloat16
         rows = rows.float()
         with _bf16_products(exact_in_bf16):
-            for start, stop in zip(self._edges, self._edges[1:], strict=False):
+            for start, stop in pairwise(self._edges):
                 self._lower[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
         self._mirrored = False
 
@@ -40,13 +41,20 @@ class Gram(Statistic):
     def matrix(self) -> Tensor:
         """The whole symmetric matrix, fp32 ``[inputs, inputs]``; not to be changed."""
         if not self._mirrored:
-            for start, stop in zip(self._edges, self._edges[1:], strict=False):
-                self._lower[:start, start:stop] = self._lower[start:stop, :start].T
+            with torch.inference_mode():  # the sums were made in it
+                for start, stop in pairwise(self._edges):
+                    self._lower[:start, start:stop] = self._lower[start:stop, :start].T
             self._mirrored = True
         return self._lower
 
     def sums(self) -> list[Tensor]:
         return [self._lower]
+
+    def permuted(self, order: Tensor) -> Gram:
+        found, order = Gram(self.inputs, self.device), order.to(self.device)
+        torch.index_select(self.matrix.index_select(0, order), 1, order, out=found._lower)
+        found.tokens = self.tokens
+        return found
 
     def finite(self) -> bool:
         # One infinite or undefined entry in a row of X reaches the diagonal.
