@@ -27,6 +27,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 LIMIT = 150  # seconds; a hang is a failure
 SMALL = ["--set", "calibration.samples=10", "--set", "calibration.length=24", "--set", "pruning.batch_size=2"]
 SMALL += ["--set", "evaluation.enabled=false", "--device", "cpu"]
+LINEAR = ["--set", "pruning.propagation=linear", "--set", "pruning.activation_gib=1e-6"]
 
 
 def launch(program: Sequence[object], logs: Path, **environment: str) -> subprocess.Popen[str]:
@@ -76,8 +77,7 @@ def compare(one: Checkpoint, other: Checkpoint, method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        ("wanda", ["--sparsity", "0.6", "--set", "pruning.propagation=linear", "--set", "pruning.activation_gib=1e-6"]),
-        ("wanda", ["--sparsity", "0.6", "--set", "pruning.allocation=owl", "--set", "pruning.head=true"]),
+        ("wanda", [*LINEAR, "--sparsity", "0.6", "--set", "pruning.allocation=owl", "--set", "pruning.head=true"]),
         ("sparsegpt", ["--pattern", "2:4"]),
     ],
 )

@@ -6,11 +6,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from secateur.masks import Group, Pattern, keep_mask
 from secateur.methods.costs import Cost, cost_of
 from secateur.statistics import InputStatistics, Statistic
+
+PART = 2**18
+"""Weights of the rows that a score method prunes at once on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,26 @@ class ScoreMethod(Method):
 
     group: Group = "row"
     """Which weights compete when the pattern is unstructured."""
+    by_row: ClassVar[bool] = False
+    """Whether the scores of a row depend on that row alone, so that rows can be pruned a part at a time."""
 
     @abstractmethod
     def score(self, weight: Tensor, stats: InputStatistics) -> Tensor:
         """How much each weight matters, ``[out, in]`` fp32; the lowest go."""
 
     def prune(self, weight: Tensor, stats: InputStatistics, pattern: Pattern, sparsity: float) -> Pruned:
-        mask = keep_mask(self.score(weight, stats), pattern, sparsity, self.group)
-        return Pruned(mask, weight.masked_fill(~mask, 0))
+        if not self.by_row or (self.group == "matrix" and not pattern.structured):
+            mask = keep_mask(self.score(weight, stats), pattern, sparsity, self.group)
+            return Pruned(mask, weight.masked_fill(~mask, 0))
+        mask, kept = torch.empty_like(weight, dtype=torch.bool), torch.empty_like(weight)
+        zero = weight.new_zeros(())
+        for part in _parts(weight):
+            mask[part] = keep_mask(self.score(weight[part], stats), pattern, sparsity, self.group)
+            torch.where(mask[part], weight[part], zero, out=kept[part])
+        return Pruned(mask, kept)
+
+
+def _parts(weight: Tensor) -> list[slice]:
+    """Runs of rows small enough that what is computed of them stays in the processor's cache; one run on a GPU."""
+    rows = len(weight) if weight.device.type != "cpu" else max(1, PART // weight.shape[1])
+    return [slice(start, start + rows) for start in range(0, len(weight), rows)]

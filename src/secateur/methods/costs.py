@@ -61,7 +61,7 @@ class Cost:
 
 
 DEFAULT = Cost(flops=2, moved=100, held=24, shared_held=12, shared_kept=4)
-SCORES = Cost(moved=60, held=9)
+SCORES = Cost(moved=60, held=7)
 COSTS = {
     "Magnitude": SCORES,
     "Wanda": SCORES,

@@ -24,6 +24,7 @@ class Wanda(ScoreMethod):
 
     group: Group = "row"
 
+    by_row: ClassVar[bool] = True
     needs: ClassVar[tuple[type[Statistic], ...]] = (ColumnNorms,)
 
     def score(self, weight: Tensor, stats: InputStatistics) -> Tensor:

@@ -153,7 +153,7 @@ class _Memory:
         inside = setting.hidden_batch if not setting.spilled else 0
         kinds = setting.kinds or setting.survey_kinds
         taking = max((one.live + statistic_workspace(one, kinds, setting.itemsize) for one in wanted), default=0)
-        statistics = statistics_bytes(wanted, kinds) + self._kept(wanted)
+        statistics = statistics_bytes(wanted, kinds)
         forward = {**always, "statistics": statistics, "forward": max(block.peak, taking) - inside}
         lockstep = setting.propagation == "linear"
         freed = block.peak - inside if block.largest < RETURNED and setting.skeleton.device.type == "cpu" else 0
@@ -164,9 +164,9 @@ class _Memory:
             solving.append({**always, "held between linears": held, "freed by the forward": freed, **solve})
             if lockstep:
                 # Every batch's forward goes on in turn; the one that runs needs room to work.
-                solving.append(
-                    {**always, "statistics": statistics, "held between linears": held, "forward": block.peak}
-                )
+                used = [other for other in wanted if other.source == one.source]
+                there = statistics_bytes(used, kinds) + self._kept(used)
+                solving.append({**always, "statistics": there, "held between linears": held, "forward": block.peak})
         return [forward, *solving]
 
     def _kept(self, wanted: list[LinearTrace]) -> int:
@@ -179,9 +179,11 @@ class _Memory:
         stored = setting.stored(linear.name)
         copied = 4 * linear.outputs * linear.inputs if setting.skeleton.checkpoint.dtype() != torch.float32 else 0
         cost = setting.plan.method.for_linear(linear.name).cost()
-        solved_before = [one for one in wanted if one.source < linear.source]
+        # Each statistic goes with the last linear that uses it; in lockstep the next comes only then.
+        lockstep = setting.propagation == "linear"
+        there = [one for one in wanted if one.source == linear.source or (one.source > linear.source and not lockstep)]
         return {
-            "statistics": statistics_bytes(wanted, setting.kinds) + self._kept(solved_before),
+            "statistics": statistics_bytes(there, setting.kinds),
             "solve": stored + copied + cost.workspace(linear.outputs, linear.inputs),
         }
 

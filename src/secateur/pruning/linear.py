@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def prune_linear(
             pruned = method.prune(weight, found, plan.pattern.at(sparsity), sparsity)
     except SecateurError as error:
         raise type(error)(f"{linear.name} (block {linear.block}): {error}") from error
-    sound = weight.isfinite().all()
+    sound = _finite(weight)
     del weight
     result = pruned.weight.to(stored.dtype)
     if layout.rows is not None:
@@ -81,8 +82,8 @@ def prune_linear(
         outputs=linear.outputs,
         inputs=linear.inputs,
         sparsity=sparsity,
-        pruned=pruned.mask.numel() - int(pruned.mask.count_nonzero()),
-        zeros=result.numel() - int(result.count_nonzero()),
+        pruned=pruned.mask.numel() - _count(pruned.mask),
+        zeros=_count(result == 0),
         tokens=found.tokens,
         seconds=time.perf_counter() - started,
         transposed=linear.transposed,
@@ -101,9 +102,20 @@ def method_for(linear: Linear, plan: PruningPlan, stats: InputStatistics) -> tup
     return method, {}
 
 
+def _finite(weight: Tensor) -> Tensor:
+    """Whether every number is finite; without a tensor of answers, for NaN and infinity reach the extremes."""
+    low, high = weight.aminmax()
+    return low.isfinite() & high.isfinite()
+
+
+def _count(true: Tensor) -> int:
+    """How many are True; NumPy counts several times faster than torch."""
+    return int(np.count_nonzero(true.numpy())) if true.device.type == "cpu" else int(true.count_nonzero())
+
+
 def _check_finite(sound: Tensor, result: Tensor, linear: Linear) -> None:
     """``sound``: whether the stored weight was finite. A NaN may be pruned away, which would hide a damaged model."""
-    if bool(sound & result.isfinite().all()):
+    if bool(sound & _finite(result)):
         return
     if not bool(sound):
         raise NumericsError(

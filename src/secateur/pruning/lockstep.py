@@ -37,7 +37,7 @@ def prune_in_lockstep(
     outputs. Raises ``NumericsError`` when an input is not finite, a linear is never called, or batches call the linears
     in different orders.
     """
-    pruned: dict[str, InputStatistics] = {}
+    pruned: set[str] = set()
     batches = range(len(activations.hidden))
     runs = [greenlet(lambda batch=batch: activations.forward(index, block, batch)) for batch in batches]
     masks = {run: activations.masks[batch] for batch, run in zip(batches, runs, strict=True)}
@@ -57,7 +57,7 @@ def prune_in_lockstep(
                 check_finite(linear, stats)
                 shared = (inputs, stats)
             prune(linear, stats)
-            pruned[linear.name] = stats
+            pruned.add(linear.name)
             del calls
             for batch, run in enumerate(runs):
                 states[batch] = run.switch()
@@ -71,9 +71,7 @@ def prune_in_lockstep(
 
 
 @contextmanager
-def _pausing(
-    linears: Sequence[Linear], pruned: dict[str, InputStatistics], masks: dict[greenlet, Tensor | None]
-) -> Iterator[None]:
+def _pausing(linears: Sequence[Linear], pruned: set[str], masks: dict[greenlet, Tensor | None]) -> Iterator[None]:
     """Hooks that hand a call over to the loop and wait, unless the linear is pruned already."""
 
     def hook(linear: Linear) -> Callable[..., None]:

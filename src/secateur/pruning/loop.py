@@ -127,6 +127,7 @@ class _Run:
                     free = find_free(index, block, self.skeleton.linears(index), activations, workers)
                 stats = collect(index, block, linears, activations, self.kinds, advance, workers)
                 self._prune_block(index, linears, stats, in_place=not dense, free=free)
+                stats.clear()
                 needed_later = needed_later and not dense
         if needed_later:
             with torch.inference_mode():
@@ -151,8 +152,10 @@ class _Run:
             orders = {}
             if job.plan.permute:
                 orders = self.setting.workers.once(lambda plan=job.plan: layouts(self.skeleton, free, plan, stats))
+            # The last job lets go of each statistic once it is used: a wide linear's Gram matrix is the largest thing here.
+            take = stats.pop if job is self.jobs[-1] else stats.get
             records = [
-                self._prune(job, linear, stats.get(linear.name), in_place, number, orders.get(linear.name, AS_STORED))
+                self._prune(job, linear, take(linear.name, None), in_place, number, orders.get(linear.name, AS_STORED))
                 for number, linear in enumerate(mine)
             ]
             move_others(self.skeleton, free, orders, job.plan, job.output if job.writes else None, in_place)
