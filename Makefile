@@ -8,7 +8,7 @@ demo: .venv/.installed
 	$(BIN)/secateur demo
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .

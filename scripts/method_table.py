@@ -30,6 +30,7 @@ METHODS: dict[str, list[str]] = {
     "magnitude": ["pruning.method=magnitude"],
     "wanda": ["pruning.method=wanda"],
     "wanda-variant": ["pruning.method=wanda-variant"],
+    "wanda, by matrix": ['pruning.method={"name": "wanda", "group": "matrix"}'],
     "ria": ["pruning.method=ria"],
     "dsnot (wanda)": ["pruning.method=dsnot"],
     "sparseswaps (wanda)": ["pruning.method=sparseswaps"],
@@ -41,7 +42,7 @@ METHODS: dict[str, list[str]] = {
 ALLOCATED: dict[str, list[str]] = {
     f"{method} + {allocation}": [f"pruning.method={method}", f"pruning.allocation={allocation}"]
     for method in ("wanda", "sparsegpt")
-    for allocation in ("owl", "error", "arithmetic", "alphapruning")
+    for allocation in ("owl", "alphapruning")
 }
 TARGETS: dict[str, list[str]] = {
     "50 %": ["pruning.sparsity=0.5"],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from secateur.cli.common import Common
+
+if TYPE_CHECKING:
+    from secateur.api import Result
 
 
 def prune(
@@ -42,7 +45,6 @@ def prune(
         return describe(recipe, common, out)
 
     from secateur import api
-    from secateur.cli.console import print_json, print_line
     from secateur.errors import SecateurError
     from secateur.pruning.workers import Workers
 
@@ -55,20 +57,26 @@ def prune(
         return error.exit_code
     finally:
         Workers.stop()
-    if not result.manifest:  # not the first of several processes
-        return 0
-    if common.json:
+    if result.manifest:  # others than the first of several processes have nothing to say
+        _show(result, common.json)
+    return 0
+
+
+def _show(result: Result, as_json: bool) -> None:
+    from secateur.cli.console import print_json, print_line
+
+    manifest = result.manifest
+    if as_json:
         print_json(
             {
                 "folder": str(result.folder),
                 "calibration": str(result.calibration) if result.calibration else None,
-                "manifest": result.manifest,
+                "manifest": manifest,
                 "scores": result.scores,
                 "dense_scores": result.dense_scores,
             }
         )
-        return 0
-    manifest = result.manifest
+        return
     print_line(f"pruned model   {result.folder}")
     if result.calibration:
         print_line(f"calibration    {result.calibration}")
@@ -80,7 +88,6 @@ def prune(
         print_line(line)
     phase = manifest["phases"]["prune"]
     print_line(f"pruning took   {phase['seconds']:.1f} s, peak memory {phase['peak_mib']:,.0f} MiB")
-    return 0
 
 
 def score_lines(scores: dict, dense_scores: dict) -> list[str]:
