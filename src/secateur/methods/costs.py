@@ -67,7 +67,7 @@ COSTS = {
     "Wanda": SCORES,
     "RIA": replace(SCORES, moved=80, held=16),
     "WandaVariant": Cost(moved=200, held=28),
-    "SparseGPT": Cost(shared_flops=2, flops=1, moved=100, steps=8, held=10, shared_held=8, shared_kept=4),
+    "SparseGPT": Cost(shared_flops=1, flops=1, moved=100, steps=8, held=14, shared_held=8, shared_kept=4),
     "DSnoT": Cost(moved=200, held=28),
     "Reconstruct": Cost(flops=40, moved=400, held=28),
     "SparseSwaps": Cost(flops=2, moved=400, held=20),
