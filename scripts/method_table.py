@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ ALLOCATED: dict[str, list[str]] = {
     for method in ("wanda", "sparsegpt")
     for allocation in ("owl", "alphapruning")
 }
+PROPAGATED: dict[str, list[str]] = {
+    f"{method}, {mode}": [f"pruning.method={method}", f"pruning.propagation={mode}"]
+    for method in ("wanda", "sparsegpt")
+    for mode in ("linear", "dense")
+}
 TARGETS: dict[str, list[str]] = {
     "50 %": ["pruning.sparsity=0.5"],
     "60 %": ["pruning.sparsity=0.6"],
@@ -63,6 +69,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--part", default="0", help="names this process's file of cells")
+    parser.add_argument("--only", nargs="*", help="rows to run, of those in the table")
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--text", help="source of the evaluation text")
     parser.add_argument("--prefixes", help="source of the prefixes for generation")
@@ -77,19 +85,23 @@ def main() -> None:
         TARGETS["4:8"].append(f"pruning.skip={json.dumps(asked.dense_4of8)}")
     settings += [f"evaluation.text={asked.text}"] if asked.text else []
     settings += [f"calibration.generation.prefixes={asked.prefixes}"] if asked.prefixes else []
-    run_cells(asked.model, settings, asked.seeds, asked.store, asked.out)
+    chosen = [cell for cell in cells() if not asked.only or any(cell[0] == name for name in asked.only)]
+    run_cells(asked.model, settings, asked.seeds, chosen, asked.store, asked.out / f"cells-{asked.part}.jsonl")
     write_table(asked.out, [f"model={asked.model}", *settings])
 
 
 def cells() -> list[tuple[str, str, list[str]]]:
     """Method, target and settings of every cell; allocations only where the pattern leaves them freedom."""
-    plain = [(name, target, [*how, *what]) for name, how in METHODS.items() for target, what in TARGETS.items()]
+    everywhere = METHODS | PROPAGATED
+    plain = [(name, target, [*how, *what]) for name, how in everywhere.items() for target, what in TARGETS.items()]
     free = {target: what for target, what in TARGETS.items() if target.endswith("%")}
     return plain + [(name, target, [*how, *what]) for name, how in ALLOCATED.items() for target, what in free.items()]
 
 
-def run_cells(model: str, settings: list[str], seeds: list[int], store: Path, out: Path) -> None:
-    journal = Journal(out / f"cells-{seeds[0]}.jsonl")
+def run_cells(
+    model: str, settings: list[str], seeds: list[int], chosen: list[tuple[str, str, list[str]]], store: Path, file: Path
+) -> None:
+    journal = Journal(file)
     done = {(entry["method"], entry["target"], entry["seed"]) for entry in journal.entries}
     evaluation = plan_evaluation(load_recipe(None, settings, {"model": model}), resolve_model(model))
     text = evaluation.evaluation_text()  # the same for all cells: tokenised once
@@ -100,7 +112,7 @@ def run_cells(model: str, settings: list[str], seeds: list[int], store: Path, ou
     dense = score(evaluation.model.folder)
     settings = [*settings, "evaluation.enabled=false"]
     for seed in seeds:
-        for method, target, how in cells():
+        for method, target, how in chosen:
             if (method, target, seed) in done or (method == "magnitude" and seed != seeds[0]):
                 continue
             recipe = load_recipe(None, [*settings, *how], {"model": model, "seed": seed})
@@ -138,15 +150,33 @@ def write_table(out: Path, settings: list[str]) -> None:
         "| method | " + " | ".join(TARGETS) + " | seconds | peak MiB |",
         "|---|" + "---|" * (len(TARGETS) + 2),
     ]
-    for method in [*METHODS, *ALLOCATED]:
+    for method in [*METHODS, *PROPAGATED, *ALLOCATED]:
         mine = [entry for (name, _), entries in by_cell.items() if name == method for entry in entries]
         if mine:
             values = [_cell(by_cell.get((method, target), [])) for target in TARGETS]
             seconds, peak = statistics.median(e["seconds"] for e in mine), max(e["peak_mib"] for e in mine)
             lines.append(f"| {method} | " + " | ".join(values) + f" | {seconds:.1f} | {peak:,.0f} |")
+    lines += ["", *paired(by_cell)]
     (out / "table.md").write_text("\n".join(lines) + "\n")
     (out / "cells.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in found))
     print("\n".join(lines))
+
+
+def paired(by_cell: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
+    """What the propagation changes: log perplexity ratio to ``block`` by seed, mean and half its 95 % interval."""
+    lines = ["Perplexity relative to propagation `block`, paired by seed (mean of log ratios, 95 % interval):", ""]
+    for name in PROPAGATED:
+        base = name.partition(",")[0]
+        for target in TARGETS:
+            one = {entry["seed"]: entry["perplexity"] for entry in by_cell.get((name, target), [])}
+            other = {entry["seed"]: entry["perplexity"] for entry in by_cell.get((base, target), [])}
+            logs = [math.log(one[seed] / other[seed]) for seed in sorted(one.keys() & other.keys())]
+            if len(logs) > 1:
+                half = student.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / len(logs) ** 0.5
+                mean = statistics.mean(logs)
+                verdict = "worse" if mean > half else "better" if mean < -half else "undecided"
+                lines.append(f"- {name}, {target}: {mean:+.2%} ± {half:.2%} ({len(logs)} seeds): {verdict}")
+    return lines
 
 
 def _cell(entries: list[dict[str, Any]]) -> str:
