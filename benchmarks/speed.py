@@ -179,7 +179,7 @@ def main() -> None:
         write_tokens(arguments.samples, arguments.length, Path(runs))
         bench = Bench(arguments, shape, model, Path(runs), peer)
         found = marginal(bench) if arguments.marginal else compare(bench, tools)
-    found["asked"] = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    found["asked"] = {key: value for key, value in vars(arguments).items() if key not in {"work", "out", "peer_python"}}
     found["machine"] = {"processor": report.processor(), "system": platform.platform(), "cores": os.cpu_count()}
     print(f"\n{found['machine']['processor']}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end")
     print("\n".join(found.pop("lines")))

@@ -20,7 +20,7 @@ def run(tmp_path_factory, *arguments: str) -> tuple[str, dict]:
     command += ["--samples", str(SAMPLES), "--length", str(LENGTH), "--repeats", "1", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in work.iterdir()) == ["out.json", "tiny-float32"]
+    assert sorted(path.name for path in work.iterdir()) == ["out.json", "tiny-2-float32"]
     return done.stdout, json.loads((work / "out.json").read_text())
 
 

@@ -359,7 +359,7 @@ def test_an_interruption_says_how_to_go_on(prune, monkeypatch):
 
 def test_a_bad_result_is_exit_code_1(prune, monkeypatch, tmp_path):
     from secateur.errors import VerificationError
-    from secateur.pipeline import prune as stage
+    from secateur.pipeline import pruning_run as stage
 
     def fail(*_args):
         raise VerificationError("not what it should be")

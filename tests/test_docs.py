@@ -82,7 +82,7 @@ def test_methods_of_other_packages_are_found_by_entry_point(monkeypatch):
 
 
 def test_the_source_tree_in_the_readme_is_the_real_one():
-    tree = README[README.index("src/secateur/\n") : README.index("scripts/train_reference.py ")]
+    tree = README[README.index("src/secateur/\n") : README.index("scripts/          train_reference.py")]
     for folder in (
         path for path in (ROOT / "src" / "secateur").iterdir() if path.is_dir() and path.name != "__pycache__"
     ):
