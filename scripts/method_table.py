@@ -4,7 +4,7 @@
     python scripts/method_table.py FOLDER --text HELDOUT --prefixes TRAIN --out docs/results/methods-NAME
 
 Each seed's calibration set is written by the model itself and shared by all methods, so seeds pair. Cells that the
-``cells.jsonl`` of the output folder has are not run again; several processes may fill it for different ``--seeds``.
+``cells-*.jsonl`` of the output folder have are not run again; several processes may fill it for different ``--seeds``.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def run_cells(
 
 
 def write_table(out: Path, settings: list[str]) -> None:
-    """``table.md`` and ``cells.jsonl`` from the cells of all processes."""
+    """``table.md`` from the cells of all processes."""
     found = [entry for path in sorted(out.glob("cells-*.jsonl")) for entry in Journal(path).entries]
     by_cell: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in found:
@@ -158,7 +158,6 @@ def write_table(out: Path, settings: list[str]) -> None:
             lines.append(f"| {method} | " + " | ".join(values) + f" | {seconds:.1f} | {peak:,.0f} |")
     lines += ["", *paired(by_cell)]
     (out / "table.md").write_text("\n".join(lines) + "\n")
-    (out / "cells.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in found))
     print("\n".join(lines))
 
 
