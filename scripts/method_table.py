@@ -43,7 +43,7 @@ METHODS: dict[str, list[str]] = {
 ALLOCATED: dict[str, list[str]] = {
     f"{method} + {allocation}": [f"pruning.method={method}", f"pruning.allocation={allocation}"]
     for method in ("wanda", "sparsegpt")
-    for allocation in ("owl", "alphapruning")
+    for allocation in ("owl", "alphapruning", "error", "arithmetic")
 }
 PROPAGATED: dict[str, list[str]] = {
     f"{method}, {mode}": [f"pruning.method={method}", f"pruning.propagation={mode}"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,3 +235,27 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the golden outputs and corpora beside the project are not here")
     return SHARED
+
+
+SLOWLY = """
+import sys, time
+from secateur.cli.main import main
+from secateur.journal import Journal
+append = Journal.append
+def slow(self, entry):
+    append(self, entry)
+    time.sleep(0.7)
+Journal.append = slow
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command line as a program that rests after every line of a journal, so that it can be stopped in the middle."""
+
+
+def wait_for_a_line(process: subprocess.Popen[str], place: Path, journal: str, limit: float = 150) -> None:
+    """Until the first of ``journal`` (a glob below ``place``) is written by ``process``, which must go on running."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(path.read_bytes().count(b"\n") for path in place.glob(journal)):
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read() if process.stderr else process.returncode

@@ -195,3 +195,9 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
         METHODS.load("wandar")
     with pytest.raises(UnknownNameError, match="no method named 'xyz'; known: admm"):
         METHODS.load("xyz")
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "admm", "alps"])
+def test_a_group_that_is_none_is_refused_even_where_no_recipe_checks_it(method):
+    with pytest.raises(UsageError, match="within a 'row' or the 'matrix'; found group 'typo'"):
+        METHODS.load("reconstruct")(initial={"name": method, "group": "typo"})

@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from conftest import SLOWLY, wait_for_a_line
 from secateur.errors import StoreError
 from secateur.pipeline import store
 from secateur.pipeline.store import build, check_space, digest_of, finished, partial_folder, read_manifest
@@ -120,13 +120,7 @@ def test_stopped_at_any_stage_the_same_command_goes_on_to_the_same_result(llama,
     process = subprocess.Popen(
         [sys.executable, "-c", SLOWLY, *arguments, "--store", str(place)], stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        journals = list(place.glob(f"*/.*.partial/{stage}"))
-        if journals and journals[0].read_bytes().count(b"\n") >= 1:
-            break
-        time.sleep(0.02)
-    assert process.poll() is None, process.stderr.read()
+    wait_for_a_line(process, place, f"*/.*.partial/{stage}")
     process.send_signal(stop)
     _, printed = process.communicate(timeout=60)
     if stop == signal.SIGINT:
@@ -141,16 +135,3 @@ def test_stopped_at_any_stage_the_same_command_goes_on_to_the_same_result(llama,
     assert one["files"]["model.safetensors"] == other["files"]["model.safetensors"]
     assert one["calibration"]["set_digest"] == other["calibration"]["set_digest"]
     assert not list(place.glob("*/.*"))
-
-
-SLOWLY = """
-import sys, time
-from secateur.cli.main import main
-from secateur.journal import Journal
-append = Journal.append
-def slow(self, entry):
-    append(self, entry)
-    time.sleep(0.4)
-Journal.append = slow
-sys.exit(main(sys.argv[1:]))
-"""

@@ -231,6 +231,16 @@ def test_recipes_that_cannot_share_are_refused_before_anything_is_made(llama, te
     assert not (tmp_path / "store").exists()
 
 
+def test_recipes_that_would_make_the_same_folder_are_refused_before_anything_is_made(llama, text_file, tmp_path):
+    first, second, _ = recipes(llama, text_file)
+    with pytest.raises(RecipeError, match="Recipes 1 and 3 would make the same pruned model"):
+        prune_together([first, second, first], None, tmp_path / "store")
+    with pytest.raises(RecipeError, match=r"Recipes 1 and 2 would both be written to .*out"):
+        prune_together([first, second], [tmp_path / "out", tmp_path / "store" / ".." / "out"], tmp_path / "store")
+    assert not any(tmp_path.glob("*store*"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_method_without_data_may_join_whatever_its_propagation(llama, text_file, tmp_path, order):
     wanda = recipes(llama, text_file)[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import CONFIGS, save_model
+from conftest import CONFIGS, SLOWLY, save_model, wait_for_a_line
 from secateur.cli.main import main
 from secateur.errors import UsageError
 from secateur.models import loading
@@ -97,31 +97,12 @@ def test_two_processes_make_what_one_makes(llama, text_file, tmp_path, method, m
     compare(one_process(llama, text_file, tmp_path / "one" / "out", "--method", method, *more), Checkpoint(out), method)
 
 
-SLOWLY = """
-import sys, time
-from secateur.cli.main import main
-from secateur.journal import Journal
-append = Journal.append
-def slow(self, entry):
-    append(self, entry)
-    time.sleep(1.0)
-Journal.append = slow
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def test_both_killed_the_same_command_goes_on(llama, text_file, tmp_path):
     out, slowly = tmp_path / "two" / "out", tmp_path / "slowly.py"
     slowly.write_text(SLOWLY)
     given = arguments(llama, text_file, out, "--sparsity", "0.6", "--set", "pruning.activation_gib=1e-6")
     process = launch([slowly, *given], tmp_path / "logs")
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline and process.poll() is None:
-        journals = list(out.parent.glob(".*.partial/pruning.jsonl"))
-        if journals and journals[0].read_bytes().count(b"\n") == 1:
-            break
-        time.sleep(0.02)
-    assert process.poll() is None
+    wait_for_a_line(process, out.parent, ".*.partial/pruning.jsonl")
     for child in children(process.pid):
         os.kill(child, signal.SIGKILL)
     assert finish(process) != 0

@@ -23,7 +23,7 @@ from secateur.pipeline.evaluate import (
     plan_evaluation,
 )
 from secateur.pipeline.provenance import machine_memory
-from secateur.pipeline.prune import PruningStage, check_request, plan_prune, refuse_unlike
+from secateur.pipeline.prune import PruningStage, check_request, plan_prune, refuse_same_place, refuse_unlike
 from secateur.pipeline.pruning_run import run_together
 from secateur.pipeline.recipe import Recipe
 from secateur.pipeline.reporter import Reporter
@@ -78,15 +78,16 @@ def prune_together(
 
     The statistics are taken once, so each further recipe costs its solve. Recipes that need data must ask for
     propagation ``dense``, since only the dense model hands the same inputs to all of them. Raises ``RecipeError`` when
-    recipes differ in more than ``pruning`` and ``evaluation``.
+    recipes differ in more than ``pruning`` and ``evaluation``, or when two would make the same folder.
     """
     workers = Workers.start(pick_device(recipes[0].device))
     reporter = Reporter() if workers.rank or reporter is None else reporter
     places = list(outs or [None] * len(recipes))
     plans = [plan_run(recipe, out) for recipe, out in zip(recipes, places, strict=True)]
     refuse_unlike(recipes)
-    calibration = workers.once(lambda: _calibration_for(plans, store, reporter))
     stages = [plan.pruning for plan in plans]
+    refuse_same_place(stages, places)
+    calibration = workers.once(lambda: _calibration_for(plans, store, reporter))
     used = [calibration if stage.needs_data else None for stage in stages]
     finals = [out or stage.folder(store, data) for out, stage, data in zip(places, stages, used, strict=True)]
     run_together(stages, finals, used, reporter, workers)

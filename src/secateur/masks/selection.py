@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.errors import UsageError
 from secateur.masks.pattern import Pattern
 
 Group = Literal["row", "matrix"]
 """Which weights compete when unstructured: those of one output row, or of the whole matrix."""
 SMALL_GROUP = 16
+
+
+def check_group(group: str) -> None:
+    """Raises ``UsageError`` unless ``group`` is one of ``Group``: a mask from any other would be a guess."""
+    if group not in get_args(Group):
+        raise UsageError(f"Weights are compared within a 'row' or the 'matrix'; found group {group!r}.")
 
 
 def pruned_count(total: int, sparsity: float) -> int:

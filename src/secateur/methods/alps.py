@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from secateur.errors import UsageError
-from secateur.masks import Group, Pattern, keep_mask
+from secateur.masks import Group, Pattern, check_group, keep_mask
 from secateur.methods.base import Method, Pruned
+from secateur.methods.cost import Cost
 from secateur.methods.quadratic import fit_kept, proximal_inverse, scale_of
 from secateur.statistics import Gram, InputStatistics, Statistic
 
@@ -26,7 +27,7 @@ class ALPS(Method):
     H = R^-1 A R^-1), from D = W', U = 0:
     ``V = W' + rho (H + rho I)^-1 (D - U - W')``, ``D = the largest of V + U``, ``U = V + U - D``.
     Every third step rho grows (by 1.3, 1.2 or 1.1: the more, the more the mask has changed, as a share of the kept
-    weights), until the mask no longer changes, at most ``steps``. Then the kept weights minimise the layer error by
+    weights), until the mask no longer changes, at most ``steps``. Then the kept weights minimise the output error by
     ``fit_steps`` conjugate gradients. Unstructured, the weights of the whole matrix compete (``group``), or those of a row.
     Inputs that were zero at every token have their weights pruned first.
     W ``[out, in]`` fp32. Cost: 2 * out * in^2 FLOPs a step and in^3 a change of rho, 40 to 100 steps as a rule;
@@ -40,10 +41,10 @@ class ALPS(Method):
     fit_steps: int = 10
 
     needs: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
+    own_cost: ClassVar[Cost] = Cost(shared_flops=2, flops=200, moved=5000, held=29, shared_held=16, shared_kept=4)
 
     def __post_init__(self) -> None:
-        if self.group not in ("row", "matrix"):
-            raise UsageError(f"ALPS compares weights within a 'row' or the 'matrix'; found group {self.group!r}.")
+        check_group(self.group)
         if not 0 <= self.damping <= 1 or self.rho <= 0 or self.steps < 1 or self.fit_steps < 0:
             raise UsageError(
                 "ALPS needs 0 <= damping <= 1, rho > 0, steps >= 1 and fit_steps >= 0; found "

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.masks import Group, Pattern, keep_mask
-from secateur.methods.costs import Cost, cost_of
+from secateur.masks import Group, Pattern, check_group, keep_mask
+from secateur.methods.cost import SCORES, UNKNOWN, Cost
 from secateur.statistics import InputStatistics, Statistic
 
 PART = 2**18
@@ -38,6 +38,8 @@ class Method(ABC):
 
     needs: ClassVar[tuple[type[Statistic], ...]] = ()
     """The statistics of a linear's inputs that ``prune`` reads. None: no calibration data is needed."""
+    own_cost: ClassVar[Cost] = UNKNOWN
+    """What ``prune`` takes, for the forecast before a run."""
 
     def statistics(self) -> tuple[type[Statistic], ...]:
         """``needs``, and those of a method this one starts from."""
@@ -48,8 +50,8 @@ class Method(ABC):
         return self
 
     def cost(self) -> Cost:
-        """What a solve takes, for the forecast before a run: the entry of ``methods.costs``, or the method's own."""
-        return cost_of(self)
+        """``own_cost``, and that of a method this one starts from."""
+        return self.own_cost
 
     @abstractmethod
     def prune(self, weight: Tensor, stats: InputStatistics, pattern: Pattern, sparsity: float) -> Pruned:
@@ -61,8 +63,12 @@ class ScoreMethod(Method):
 
     group: Group = "row"
     """Which weights compete when the pattern is unstructured."""
+    own_cost: ClassVar[Cost] = SCORES
     by_row: ClassVar[bool] = False
     """Whether the scores of a row depend on that row alone, so that rows can be pruned a part at a time."""
+
+    def __post_init__(self) -> None:
+        check_group(self.group)
 
     @abstractmethod
     def score(self, weight: Tensor, stats: InputStatistics) -> Tensor:

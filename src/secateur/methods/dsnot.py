@@ -11,6 +11,7 @@ from torch import Tensor
 from secateur.errors import UsageError
 from secateur.masks import Pattern
 from secateur.methods.base import Method, Pruned, ScoreMethod
+from secateur.methods.cost import Cost
 from secateur.methods.initial import Initial, initial_method, united
 from secateur.methods.wanda import Wanda
 from secateur.statistics import ColumnNorms, InputStatistics, Moments, Statistic
@@ -53,6 +54,7 @@ class DSnoT(Method):
     same_sign: Literal["always", "n:m", "never"] = "always"
 
     needs: ClassVar[tuple[type[Statistic], ...]] = (ColumnNorms, Moments)
+    own_cost: ClassVar[Cost] = Cost(moved=200, held=28)
 
     def __post_init__(self) -> None:
         if self.cycles < 0 or self.tokens_per_sample < 1 or not self.threshold >= 0 or not 0 <= self.regrow_power <= 4:
@@ -67,6 +69,9 @@ class DSnoT(Method):
 
     def statistics(self) -> tuple[type[Statistic], ...]:
         return united(self.needs, initial_method(self.initial).statistics())
+
+    def cost(self) -> Cost:
+        return self.own_cost + initial_method(self.initial).cost()
 
     def for_linear(self, name: str) -> Method:
         if self.linears == "all" or _in_attention(name):

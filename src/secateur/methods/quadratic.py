@@ -1,4 +1,4 @@
-"""The layer error as a quadratic in the weights: its scale, its proximal step, and its minimum for a fixed mask.
+"""The output error of a linear as a quadratic in the weights: its scale, its proximal step, and its minimum for a fixed mask.
 
 With G the Gram matrix of the inputs and A = G + damping * mean diag(G) * I, what is minimised over the kept weights is
 ``tr((W_hat - W) A (W_hat - W)^T)``: the damping draws them to their dense values, not to zero.
@@ -69,7 +69,7 @@ class Fit:
 def fit_kept(
     gram: Gram, damping: float, dense: Tensor, mask: Tensor, start: Tensor, iterations: int, tolerance: float
 ) -> Fit:
-    """The kept weights that minimise the layer error, every row at once, by preconditioned conjugate gradients.
+    """The kept weights that minimise the output error, every row at once, by preconditioned conjugate gradients.
 
     ``dense``, ``mask``, ``start`` ``[out, in]``; ``start`` is zero outside the mask. The preconditioner is A's diagonal D.
     A row is done when its residual r has ``r D^-1 r^T <= tolerance^2 * w D w^T``. No copy of the Gram is made: a step is

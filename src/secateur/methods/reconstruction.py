@@ -10,6 +10,7 @@ from torch import Tensor
 from secateur.errors import UsageError
 from secateur.masks import Pattern
 from secateur.methods.base import Method, Pruned
+from secateur.methods.cost import Cost
 from secateur.methods.initial import Initial, initial_method, united
 from secateur.methods.quadratic import fit_kept
 from secateur.statistics import Gram, InputStatistics, Statistic
@@ -32,6 +33,7 @@ class Reconstruct(Method):
     tolerance: float = 3e-3
 
     needs: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
+    own_cost: ClassVar[Cost] = Cost(flops=40, moved=400, held=28)
 
     def __post_init__(self) -> None:
         initial_method(self.initial)
@@ -43,6 +45,9 @@ class Reconstruct(Method):
 
     def statistics(self) -> tuple[type[Statistic], ...]:
         return united(self.needs, initial_method(self.initial).statistics())
+
+    def cost(self) -> Cost:
+        return self.own_cost + initial_method(self.initial).cost()
 
     def prune(self, weight: Tensor, stats: InputStatistics, pattern: Pattern, sparsity: float) -> Pruned:
         start = initial_method(self.initial).prune(weight, stats, pattern, sparsity)

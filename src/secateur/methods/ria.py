@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secateur.errors import UsageError
 from secateur.methods.base import ScoreMethod
+from secateur.methods.cost import Cost
 from secateur.statistics import ColumnNorms, InputStatistics, Statistic
 
 
@@ -25,6 +26,7 @@ class RIA(ScoreMethod):
     power: float = 0.5
 
     needs: ClassVar[tuple[type[Statistic], ...]] = (ColumnNorms,)
+    own_cost: ClassVar[Cost] = Cost(moved=80, held=16)
 
     def __post_init__(self) -> None:
         if not 0 <= self.power <= 4:

@@ -13,6 +13,7 @@ from secateur.masks import Pattern
 from secateur.masks.selection import pruned_count
 from secateur.methods.base import Method, Pruned
 from secateur.methods.columns import block_mask, eliminate_block
+from secateur.methods.cost import Cost
 from secateur.methods.solve import factorise
 from secateur.statistics import Gram, InputStatistics, Statistic
 
@@ -39,6 +40,7 @@ class SparseGPT(Method):
     inclusive_threshold: bool = False
 
     needs: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
+    own_cost: ClassVar[Cost] = Cost(shared_flops=1, flops=1, moved=100, steps=8, held=14, shared_held=8, shared_kept=4)
 
     def __post_init__(self) -> None:
         if self.block < 1 or not 0 <= self.damping <= 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 from secateur.masks import Pattern
 from secateur.masks.selection import keep_highest, pruned_count
 from secateur.methods.base import Method, Pruned
+from secateur.methods.cost import Cost
 from secateur.methods.wanda import Wanda
 from secateur.statistics import ColumnNorms, InputStatistics, Statistic
 
@@ -29,6 +30,7 @@ class WandaVariant(Method):
     """
 
     needs: ClassVar[tuple[type[Statistic], ...]] = (ColumnNorms,)
+    own_cost: ClassVar[Cost] = Cost(moved=200, held=28)
 
     def prune(self, weight: Tensor, stats: InputStatistics, pattern: Pattern, sparsity: float) -> Pruned:
         if pattern.structured:

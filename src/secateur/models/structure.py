@@ -54,7 +54,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
                 best = (weights, name, module)
     if best is None:
         raise ModelError(
-            f"{type(model).__name__} has no list of decoder blocks with linear layers in it; Secateur prunes "
+            f"{type(model).__name__} has no list of decoder blocks with linears in it; Secateur prunes "
             "decoder-only causal language models."
         )
     return best[1], best[2]

@@ -73,7 +73,11 @@ class PruningStage:
         return store / "pruned" / f"{name}{source}-{digest_of(self.spec(calibration))[:8]}"
 
     def _amount(self) -> str:
-        return str(self.pattern).replace(":", "of") if self.pattern.structured else f"{self.sparsity * 100:g}pc"
+        return (
+            str(self.pattern).replace(":", "of").replace(" ", "-")
+            if self.pattern.structured
+            else f"{self.sparsity * 100:g}pc"
+        )
 
 
 def plan_prune(recipe: Recipe, model: ResolvedModel) -> PruningStage:
@@ -125,3 +129,14 @@ def refuse_unlike(recipes: Sequence[Recipe]) -> None:
             f"Recipes pruned together must have pruning.propagation dense, found {', '.join(modes)}: otherwise each would "
             "hand the next block other inputs. Set it, or prune them one after another."
         )
+
+
+def refuse_same_place(stages: Sequence[PruningStage], outs: Sequence[Path | None]) -> None:
+    """Raise ``RecipeError`` when two of the stages would make the same folder, in ``outs`` or in the store."""
+    seen: dict[str, int] = {}
+    for number, (stage, out) in enumerate(zip(stages, outs, strict=True), start=1):
+        place = str(out.resolve()) if out else digest_of(stage.spec(None))
+        first = seen.setdefault(place, number)
+        if first != number:
+            what = f"both be written to {out}" if out else "make the same pruned model"
+            raise RecipeError(f"Recipes {first} and {number} would {what}: change one of them, or leave it out.")

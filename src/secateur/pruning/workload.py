@@ -9,7 +9,7 @@ import torch
 from secateur.models.skeleton import Skeleton
 from secateur.pruning.plan import Propagation, PruningPlan
 from secateur.pruning.trace import BlockTrace, LinearTrace, trace_blocks
-from secateur.statistics import Statistic
+from secateur.statistics import Gram, Statistic
 
 
 class Workload:
@@ -89,5 +89,5 @@ def statistics_bytes(linears: Sequence[LinearTrace], kinds: Sequence[type[Statis
 
 def statistic_workspace(linear: LinearTrace, kinds: Sequence[type[Statistic]], itemsize: int) -> int:
     """Bytes in use while a batch of the linear's inputs is taken in: a copy in fp32, and one more for what is squared."""
-    copies = (itemsize != 4) + (1 if any(kind.__name__ != "Gram" for kind in kinds) else 0)
+    copies = (itemsize != 4) + (1 if any(kind is not Gram for kind in kinds) else 0)
     return 4 * copies * linear.rows * linear.inputs

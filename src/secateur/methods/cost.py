@@ -1,13 +1,12 @@
-"""What each method's solve of one linear costs, for the forecast before a run (pruning.forecast). Retune here.
+"""What a method's solve of one linear costs, for the forecast before a run (pruning.forecast).
 
 The forecast times every method on a small matrix first, so only the growth with the widths matters of the coefficients of
-time; those of memory are taken as they are. A method that is not in the table is counted like ``DEFAULT``.
+time; those of memory are taken as they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 KERNEL_SECONDS = 4e-6
 """What one small tensor operation takes, however little it does."""
@@ -60,28 +59,7 @@ class Cost:
         return int(self.shared_kept * inputs**2)
 
 
-DEFAULT = Cost(flops=2, moved=100, held=24, shared_held=12, shared_kept=4)
+UNKNOWN = Cost(flops=2, moved=100, held=24, shared_held=12, shared_kept=4)
+"""Of a method that does not say."""
 SCORES = Cost(moved=60, held=7)
-COSTS = {
-    "Magnitude": SCORES,
-    "Wanda": SCORES,
-    "RIA": replace(SCORES, moved=80, held=16),
-    "WandaVariant": Cost(moved=200, held=28),
-    "SparseGPT": Cost(shared_flops=1, flops=1, moved=100, steps=8, held=14, shared_held=8, shared_kept=4),
-    "DSnoT": Cost(moved=200, held=28),
-    "Reconstruct": Cost(flops=40, moved=400, held=28),
-    "SparseSwaps": Cost(flops=2, moved=400, held=20),
-    "ADMM": Cost(shared_flops=2, flops=40, moved=1000, held=25, shared_held=12, shared_kept=4),
-    "ALPS": Cost(shared_flops=2, flops=200, moved=5000, held=29, shared_held=16, shared_kept=4),
-}
-
-
-def cost_of(method: Any) -> Cost:
-    """The cost of a method, and of the one it starts from."""
-    own = COSTS.get(type(method).__name__, DEFAULT)
-    initial = getattr(method, "initial", None)
-    if initial is None:
-        return own
-    from secateur.methods.initial import initial_method  # imports the methods, which import their base
-
-    return own + cost_of(initial_method(initial))
+"""Of a method that ranks weights a few rows at a time."""
