@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from secateur.allocation.base import Allocation
 from secateur.allocation.uniform import Uniform
+from secateur.calibration.context import Context
 from secateur.journal import Journal
 from secateur.masks import Pattern, parse_pattern
 from secateur.methods import METHODS
@@ -235,6 +236,38 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the golden outputs and corpora beside the project are not here")
     return SHARED
+
+
+class ScriptedContext(Context):
+    """Answers what a test told it, and nothing else: an unexpected question fails. ``scores``: mean log-probabilities by
+    model name (``None``: the model's own); without any, what the samples carry."""
+
+    def __init__(self, tokenizer=None, seed=0, sources=None, scores=None, min_k=None, activations=None, gradients=None):
+        self.tokenizer = tokenizer or tiny_tokenizer()
+        self.seed = seed
+        self.sources, self.scores = sources or {}, scores or {}
+        self._min_k, self._activations, self._gradients = min_k, activations, gradients
+
+    def texts(self, samples):
+        return self.tokenizer.batch_decode([list(sample.token_ids) for sample in samples], skip_special_tokens=True)
+
+    def source_texts(self, source):
+        return iter(self.sources[source])
+
+    def mean_logprobs(self, samples, model=None):
+        if model in self.scores:
+            return [self.scores[model](sample) for sample in samples]
+        assert model is None
+        return [float("nan") if sample.mean_logprob is None else sample.mean_logprob for sample in samples]
+
+    def min_k(self, samples, share, plus=True):
+        return [self._min_k(sample, share, plus) for sample in samples]
+
+    def activations(self, samples, dimensions):
+        return self._activations(samples, dimensions)
+
+    def gradients(self, samples, dimensions, adam):
+        return self._gradients(samples, dimensions, adam)
 
 
 SLOWLY = """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from conftest import CONFIGS, save_model, tiny_tokenizer
+from conftest import CONFIGS, ScriptedContext, save_model, tiny_tokenizer
 from secateur.calibration.filters.perplexity import PerplexityFilter
 from secateur.calibration.packing import Packing
 from secateur.calibration.sample import Sample
@@ -17,6 +17,7 @@ from secateur.errors import CalibrationError, NumericsError, UsageError
 from secateur.generation.engine import Engine, Sampling
 from secateur.generation.prompts import prefixes
 from secateur.generation.self_generation import Goal, SelfGeneration
+from secateur.generation.styles.prefix import Prefix
 from secateur.generation.transformers_engine import TransformersEngine
 from secateur.journal import Journal
 from secateur.models.checkpoint import Checkpoint
@@ -25,6 +26,8 @@ from secateur.models.loading import load_model
 
 class ScriptedEngine(Engine):
     """Writes texts whose length and score follow from the seed; counts its calls; fails when told to."""
+
+    end_tokens = [1]  # noqa: RUF012 - a plain list is what an engine has
 
     def __init__(self, length_of=lambda number: None, fail_after: int | None = None) -> None:
         self.length_of, self.fail_after = length_of, fail_after
@@ -52,7 +55,8 @@ class ScriptedEngine(Engine):
 def writer(engine: Engine, batch_size: int = 8, drop: float = 0.2, length: int = 16) -> SelfGeneration:
     prompts = ([0, 10 + n % 50, 60] for n in itertools.count())
     filters = [PerplexityFilter(drop)] if drop else []
-    return SelfGeneration(engine, prompts, length, Sampling(), filters, batch_size, 0, frozenset({0, 1}))
+    context = ScriptedContext()
+    return SelfGeneration(engine, Prefix(), prompts, length, Sampling(), filters, batch_size, 0, 0, context)
 
 
 def test_no_more_is_generated_than_the_samples_need(tmp_path):
@@ -66,7 +70,7 @@ def test_texts_that_end_early_are_made_up_for_and_packed_without_padding(tmp_pat
     engine = ScriptedEngine(length_of=lambda number: 9 if number % 2 else None)
     generated = writer(engine, drop=0).run(Goal(tokens=20 * 15), Journal(tmp_path / "j"))
     packing = Packing(16, "concat", "sample", 0, 1)
-    found = packing.pack(generated.documents(frozenset({0, 1})), 20, 0, "self")
+    found = packing.pack(generated.documents(0, [1]), 20, 0, "self")
     assert all(len(sample.token_ids) == 16 for sample in found.samples)
     assert any(1 in sample.token_ids[1:-1] for sample in found.samples)  # the end of one text, then another
     assert len(generated.samples) < 32
@@ -74,7 +78,7 @@ def test_texts_that_end_early_are_made_up_for_and_packed_without_padding(tmp_pat
 
 def test_full_length_generations_are_the_samples(tmp_path):
     generated = writer(ScriptedEngine()).run(Goal(tokens=8 * 15), Journal(tmp_path / "j"))
-    found = Packing(16, "concat", "sample", 0, 1).pack(generated.documents(frozenset({0, 1})), 8, 0, "self")
+    found = Packing(16, "concat", "sample", 0, 1).pack(generated.documents(0, [1]), 8, 0, "self")
     kept = {s.token_ids for s, v in zip(generated.samples, generated.verdicts, strict=True) if v.keep}
     assert {sample.token_ids for sample in found.samples} == kept
 

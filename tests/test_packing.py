@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import ScriptedContext
 from secateur.calibration.filters.perplexity import PerplexityFilter
 from secateur.calibration.packing import Document, Packing
 from secateur.calibration.sample import Sample, read_samples, write_samples
@@ -94,17 +95,19 @@ def samples_of(*perplexities: float) -> list[Sample]:
 
 
 def test_the_perplexity_filter_drops_exactly_the_highest_share():
-    verdicts = PerplexityFilter(0.2).judge(samples_of(*[5.0, 90.0, 7.0, 3.0, 80.0, 2.0, 9.0, 8.0, 6.0, 4.0]))
+    verdicts = PerplexityFilter(0.2).judge(
+        samples_of(*[5.0, 90.0, 7.0, 3.0, 80.0, 2.0, 9.0, 8.0, 6.0, 4.0]), ScriptedContext()
+    )
     assert [index for index, verdict in enumerate(verdicts) if not verdict.keep] == [1, 4]
     assert verdicts[1].value == pytest.approx(90)
     assert "20%" in verdicts[1].reason
-    assert sum(not v.keep for v in PerplexityFilter(0.2).judge(samples_of(*[3.0] * 9))) == 1
-    assert all(v.keep for v in PerplexityFilter(0.0).judge(samples_of(1.0, 2.0)))
+    assert sum(not v.keep for v in PerplexityFilter(0.2).judge(samples_of(*[3.0] * 9), ScriptedContext())) == 1
+    assert all(v.keep for v in PerplexityFilter(0.0).judge(samples_of(1.0, 2.0), ScriptedContext()))
 
 
 def test_the_perplexity_filter_wants_perplexities():
     with pytest.raises(CalibrationError, match="1 of 2 samples have no finite perplexity"):
-        PerplexityFilter().judge([*samples_of(3.0), Sample((1, 2))])
+        PerplexityFilter().judge([*samples_of(3.0), Sample((1, 2))], ScriptedContext())
     with pytest.raises(UsageError, match="at least 0 and below 1"):
         PerplexityFilter(drop=1.0)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import bisect
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from secateur.calibration.sample import CalibrationSet, Sample
 from secateur.errors import CalibrationError
 
-Rule = Literal["concat", "document"]
+Rule = Literal["concat", "document", "whole"]
 """``concat``: documents are joined and cut into windows, which may span documents. ``document``: one window of one
-document that is long enough."""
+document that is long enough. ``whole``: a document as it is, cut at the length; samples differ in length."""
 
 BosPolicy = Literal["none", "sample", "document"]
 """Where the begin token stands: nowhere, first in every sample, or first in every document."""
@@ -21,11 +21,13 @@ BosPolicy = Literal["none", "sample", "document"]
 
 @dataclass(frozen=True)
 class Document:
-    """A text as tokens, without special tokens. ``ended``: it is whole, so an end token may follow it."""
+    """A text as tokens, without begin and end token. ``ended``: it is whole, so an end token may follow it.
+    ``prompt_tokens``: how many of them the model was given rather than wrote."""
 
     token_ids: tuple[int, ...]
     ended: bool = True
     origin: str = ""
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,12 @@ class Packing:
         Raises ``CalibrationError`` with the counts when the documents do not yield as many.
         """
         rng = random.Random(seed)
-        packed = self._concat if self.rule == "concat" else self._one_each
-        found, account = packed(documents, samples, rng)
+        rules = {"concat": self._concat, "document": self._one_each, "whole": self._as_they_are}
+        found, account = rules[self.rule](documents, samples, rng)
         if len(found) < samples:
             hint = (
                 "take fewer or shorter samples, or a larger source"
-                if self.rule == "concat" or not account["documents_too_short"]
+                if not account.get("documents_too_short")
                 else "use calibration.packing=concat, take shorter samples, or a source with longer documents"
             )
             raise CalibrationError(
@@ -114,6 +116,26 @@ class Packing:
             "tokens_read": tokens,
             "tokens_left_over": cut,
         }
+
+    def _as_they_are(
+        self, documents: Iterable[Document], samples: int, rng: random.Random
+    ) -> tuple[list[Sample], dict[str, int]]:
+        found: list[Sample] = []
+        read = cut = 0
+        for document in documents:
+            if len(found) == samples:
+                break
+            read += 1
+            ids = self._with_specials(document)
+            if not document.token_ids:
+                continue
+            begin = self.length - self.content + (self.bos_policy == "document" and self.bos is not None)
+            sample = self._sample(ids[: self.content], document.origin)
+            prompt = min(document.prompt_tokens and document.prompt_tokens + begin, len(sample.token_ids))
+            found.append(replace(sample, prompt_tokens=prompt, finish="eos" if document.ended else "length"))
+            cut += max(0, len(ids) - self.content)
+        rng.shuffle(found)
+        return found, {"documents_read": read, "tokens_cut": cut}
 
     def _with_specials(self, document: Document) -> list[int]:
         ids = list(document.token_ids)

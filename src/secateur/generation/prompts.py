@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from secateur.calibration.sources.base import TextSource, Tokenizer
@@ -36,6 +37,29 @@ def prefixes(
     if tokens == 0:
         return itertools.repeat(first)
     return _cycle(source, tokenizer, tokens, unit, first, seed)
+
+
+def weighted(streams: Sequence[tuple[Iterator[list[int]], float]]) -> Iterator[list[int]]:
+    """The next prompt of one stream after another, in proportion to their weights as evenly as can be.
+
+    At each step the stream goes next that is furthest behind its share. Raises ``UsageError`` when a weight is not
+    positive.
+    """
+    weights = [weight for _, weight in streams]
+    if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise UsageError(f"The weights of prefix sources are positive numbers; found {weights}.")
+    if len(streams) == 1:
+        return streams[0][0]
+    return _in_turn([stream for stream, _ in streams], [weight / sum(weights) for weight in weights])
+
+
+def _in_turn(streams: list[Iterator[list[int]]], shares: list[float]) -> Iterator[list[int]]:
+    given = [0] * len(streams)
+    for number in itertools.count(1):
+        behind = [share * number - count for share, count in zip(shares, given, strict=True)]
+        chosen = behind.index(max(behind))
+        given[chosen] += 1
+        yield next(streams[chosen])
 
 
 def _cycle(

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+from secateur.calibration.context import Context
 from secateur.calibration.filters.base import Filter, Verdict, apply_filters
 from secateur.calibration.packing import Document
 from secateur.calibration.sample import Sample
 from secateur.errors import CalibrationError
-from secateur.generation.engine import Engine, Sampling
+from secateur.generation.engine import Engine, Sampling, batch_seed
+from secateur.generation.styles.base import Style
 from secateur.journal import Journal
 
 HOPELESS_AFTER, HOPELESS_TOKENS = 256, 8
+ROUND = 64
+"""Batches at most between two judgements: what the filters see late is made in vain."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """When to stop: ``tokens`` kept, as packing counts them, or ``generations`` made if given."""
+    """When to stop: ``tokens`` kept, as packing counts them, or ``generations`` made if given.
+
+    ``each``: what packing makes of one generation: its ``tokens``, ``windows`` of ``window`` tokens (one, or none when it
+    is shorter), or a sample as it is, which counts as ``window`` tokens however long it is.
+    """
 
     tokens: int
     generations: int | None = None
+    window: int | None = None
+    whole: bool = False
+
+    def worth(self, content: int) -> int:
+        """What a generation with so many tokens adds."""
+        if self.window is None:
+            return content
+        return self.window if content and (self.whole or content >= self.window) else 0
 
 
 @dataclass(frozen=True)
@@ -32,64 +49,101 @@ class Generated:
     samples: tuple[Sample, ...]
     verdicts: tuple[Verdict, ...]
 
-    def documents(self, specials: frozenset[int]) -> Iterator[Document]:
-        """What was kept, as documents for packing: without begin and end tokens, ended where the model ended them."""
+    def documents(self, bos: int | None, end_tokens: Sequence[int]) -> Iterator[Document]:
+        """What was kept, as documents for packing: without begin tokens and the end token, ended where the model ended
+        them."""
         for index, (sample, verdict) in enumerate(zip(self.samples, self.verdicts, strict=True)):
             if verdict.keep:
-                ids = tuple(token for token in sample.token_ids if token not in specials)
-                yield Document(ids, ended=sample.finish == "eos", origin=f"self#{index}")
+                ids, prompt = content_of(sample, bos, end_tokens)
+                yield Document(ids, ended=sample.finish == "eos", origin=f"self#{index}", prompt_tokens=prompt)
+
+
+def content_of(sample: Sample, bos: int | None, end_tokens: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """A sample's tokens without begin tokens and the last end token, and how many of them are its prompt's."""
+    ids = sample.token_ids[:-1] if sample.finish == "eos" and sample.token_ids[-1] in end_tokens else sample.token_ids
+    prompt = sum(token != bos for token in ids[: sample.prompt_tokens])
+    return tuple(token for token in ids if token != bos), prompt
 
 
 @dataclass(frozen=True)
 class SelfGeneration:
     """Text the model being pruned writes itself.
 
-    The model continues prompts in batches of ``batch_size``; every generation is scored under it; ``filters`` judge all
-    of them together. With ``one_each``, a generation counts as one window of so many tokens, or not at all when it is
-    shorter (packing by document). Source: Ji et al. 2024, arXiv 2410.17711, section 4 (their fixed pool: ``Goal.generations``).
+    The model writes as ``style`` has it, in batches of ``batch_size``; every generation is scored under it; ``filters``
+    judge all of them together. Source: Ji et al. 2024, arXiv 2410.17711, section 4 (their fixed pool: ``Goal.generations``).
     """
 
     engine: Engine
+    style: Style
     prompts: Iterator[list[int]]
     length: int
     sampling: Sampling
     filters: Sequence[Filter]
     batch_size: int
     seed: int
-    specials: frozenset[int]
-    one_each: int | None = None
+    bos: int | None
+    context: Context
 
     def run(
         self, goal: Goal, journal: Journal, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> Generated:
         """Generate until the goal is met. Each batch is a line of ``journal``: a second run goes on after the last one.
 
-        Raises ``CalibrationError`` when the model keeps ending its texts at once.
+        A round is planned, written down, made and judged; so the result does not depend on how many batches run at once,
+        nor on where a run was stopped. Raises ``CalibrationError`` when the model keeps ending its texts at once.
         """
-        samples = [Sample.from_json(entry) for line in journal.entries for entry in line["samples"]]
-        contents = list(map(self._content, samples))
+        samples: list[Sample] = []
+        planned = 0
+        for line in journal.entries:
+            if "round" in line:
+                planned = len(samples) + line["round"]
+            else:
+                samples += map(Sample.from_json, line["samples"])
         for _ in samples:
             next(self.prompts)
-        verdicts = apply_filters(self.filters, samples)
-        while (needed := self._still_needed(goal, contents, verdicts)) > 0:
-            progress(len(samples), len(samples) + needed)
-            prompts = [next(self.prompts) for _ in range(min(self.batch_size, needed))]
-            batch = self.engine.generate(prompts, self.length, self.sampling, _batch_seed(self.seed, len(samples)))
-            scores = self.engine.score([sample.token_ids for sample in batch])
-            batch = [sample.scored(score) for sample, score in zip(batch, scores, strict=True)]
-            journal.append({"samples": [sample.to_json() for sample in batch]})
-            samples += batch
-            contents += map(self._content, batch)
-            verdicts = apply_filters(self.filters, samples)
-            self._check_worth(contents, verdicts)
+        verdicts: list[Verdict] = []
+        while True:
+            if len(samples) < planned:
+                self._make(samples, planned, goal, journal, progress)
+            verdicts = apply_filters(self.filters, samples, self.context)
+            contents = self._worth(goal, samples)
+            self._check_worth(goal, contents, verdicts)
+            needed = min(self._still_needed(goal, contents, verdicts), ROUND * self.batch_size)
+            if needed <= 0:
+                break
+            journal.append({"round": needed})
+            planned = len(samples) + needed
         progress(len(samples), len(samples))
         return Generated(tuple(samples), tuple(verdicts))
 
-    def _content(self, sample: Sample) -> int:
-        """Tokens that packing gets of a sample: all but begin and end tokens, and one for its end."""
-        found = sum(token not in self.specials for token in sample.token_ids) + (sample.finish == "eos")
-        if self.one_each is not None:
-            return self.one_each if found >= self.one_each else 0
+    def _make(
+        self,
+        samples: list[Sample],
+        planned: int,
+        goal: Goal,
+        journal: Journal,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """The rest of a round, batch by batch, added to ``samples``."""
+        jobs = []
+        for start in range(len(samples), planned, self.batch_size):
+            prompts = [next(self.prompts) for _ in range(min(self.batch_size, planned - start))]
+            jobs.append((prompts, batch_seed(self.seed, start)))
+        progress(len(samples), planned)
+        work = partial(_write_and_score, self.style, self.length, self.sampling)
+        for batch in self.engine.spread(work, jobs):
+            journal.append({"samples": [sample.to_json() for sample in batch]})
+            samples += batch
+            progress(len(samples), planned)
+            contents = self._worth(goal, samples)
+            self._check_worth(goal, contents, [Verdict(True, 0.0)] * len(samples))
+
+    def _worth(self, goal: Goal, samples: Sequence[Sample]) -> list[int]:
+        """What packing gets of each sample: all but begin and end tokens, and one for its end."""
+        found = []
+        for sample in samples:
+            content = len(content_of(sample, self.bos, self.engine.end_tokens)[0])
+            found.append(goal.worth(content + (sample.finish == "eos")))
         return found
 
     def _still_needed(self, goal: Goal, contents: list[int], verdicts: list[Verdict]) -> int:
@@ -99,15 +153,17 @@ class SelfGeneration:
         kept = sum(content for content, verdict in zip(contents, verdicts, strict=True) if verdict.keep)
         if kept >= goal.tokens:
             return 0
-        mean = sum(contents) / len(contents) if contents else self.length - 1
+        mean = sum(contents) / len(contents) if contents else goal.window or self.length - 1
         share = math.prod(judge.keeps for judge in self.filters)
         return max(1, math.floor((goal.tokens / share - sum(contents)) / max(mean, 1)))
 
-    def _check_worth(self, contents: list[int], verdicts: list[Verdict]) -> None:
+    def _check_worth(self, goal: Goal, contents: list[int], verdicts: list[Verdict]) -> None:
         kept = sum(content for content, verdict in zip(contents, verdicts, strict=True) if verdict.keep)
         if len(contents) >= HOPELESS_AFTER and kept < HOPELESS_TOKENS * len(contents):
             short = (
-                f", are shorter than the {self.one_each} tokens that packing by document needs" if self.one_each else ""
+                f", are shorter than the {goal.window} tokens that packing by document needs"
+                if goal.window and not goal.whole
+                else ""
             )
             raise CalibrationError(
                 f"Of {len(contents)} generations only {kept:,} usable tokens were left: the texts end at once{short}, or the "
@@ -116,6 +172,11 @@ class SelfGeneration:
             )
 
 
-def _batch_seed(seed: int, done: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{done}".encode()).digest()
-    return int.from_bytes(digest[:6], "big")
+def _write_and_score(
+    style: Style, length: int, sampling: Sampling, engine: Engine, job: tuple[list[list[int]], int]
+) -> list[Sample]:
+    """One batch, wherever ``engine`` is."""
+    prompts, seed = job
+    batch = style.write(engine, prompts, length, sampling, seed)
+    scores: list[Any] = engine.score([sample.token_ids for sample in batch])
+    return [sample.scored(score) for sample, score in zip(batch, scores, strict=True)]

@@ -13,7 +13,13 @@ from secateur.allocation import ALLOCATIONS
 from secateur.allocation.base import Allocation
 from secateur.calibration.filters import FILTERS
 from secateur.calibration.filters.base import Filter
+from secateur.calibration.selection import SELECTIONS
+from secateur.calibration.selection.base import Selection
 from secateur.errors import RecipeError
+from secateur.generation.engine import EngineSettings
+from secateur.generation.engines import ENGINES
+from secateur.generation.styles import STYLES
+from secateur.generation.styles.base import Style
 from secateur.methods import METHODS
 from secateur.methods.base import Method
 from secateur.models.checkpoint import Checkpoint
@@ -50,6 +56,18 @@ def make_allocation(named: Named) -> Allocation:
 def make_filters(recipe: Recipe) -> list[Filter]:
     """The recipe's filters; where it leaves them open, the paper's for generated text and none for the rest."""
     return [_make(FILTERS, named) for named in filters_of(recipe)]
+
+
+def make_selection(recipe: Recipe) -> Selection:
+    return _make(SELECTIONS, recipe.calibration.selection)
+
+
+def make_style(recipe: Recipe) -> Style:
+    return _make(STYLES, recipe.calibration.generation.style)
+
+
+def make_engine(recipe: Recipe) -> EngineSettings:
+    return _make(ENGINES, recipe.calibration.generation.engine)
 
 
 def filters_of(recipe: Recipe) -> list[Named]:

@@ -34,10 +34,25 @@ def _name_alone(value: object) -> object:
 NamedOrText = Annotated[Named, BeforeValidator(_name_alone)]
 
 
+class Part(Spec):
+    """A source and its share of a mixture."""
+
+    source: str = Field(description="self, a registered source, a file, or a Hub data set ORG/NAME[:SUBSET]")
+    weight: float = Field(default=1.0, gt=0, description="its share, relative to the others' weights")
+    text_key: str = Field(default="text", description="key or column of the text in files and data sets")
+
+
 class GenerationSpec(Spec):
     """How the model writes its own calibration text. The defaults are the paper's, but for the prefix source and unit."""
 
-    prefixes: str = Field(default="prose", description="source of the texts whose first tokens are the prompts")
+    style: NamedOrText = Field(default_factory=lambda: Named(name="prefix"), description="see: secateur ls styles")
+    engine: NamedOrText = Field(
+        default_factory=lambda: Named(name="transformers"), description="see: secateur ls engines"
+    )
+    prefixes: str | list[Part] = Field(
+        default="prose",
+        description="source of the texts whose first tokens are the prompts; several take turns by weight",
+    )
     prefix_tokens: int = Field(default=2, ge=0, description="tokens of each prompt, the begin token not counted")
     prefix_unit: Literal["paragraph", "document"] = Field(
         default="paragraph", description="what a prefix is the start of"
@@ -46,7 +61,9 @@ class GenerationSpec(Spec):
     temperature: float = Field(default=0.6, description="of the softmax that tokens are drawn from")
     top_k: int = Field(default=50, description="draw from so many likeliest tokens; 0 for no limit")
     top_p: float = Field(default=0.95, description="draw from the likeliest tokens of this probability in all")
+    min_p: float = Field(default=0.0, description="draw from tokens of at least this times the likeliest's probability")
     repetition_penalty: float = Field(default=1.2, description="divides the positive logits of tokens already there")
+    options: dict[str, Any] = Field(default_factory=dict, description="further parameters under the engine's own names")
     batch_size: int = Field(default=32, ge=1, description="generations at once; part of what the seed decides")
     generations: int | None = Field(
         default=None, ge=1, description="a fixed number (the paper: 5000); null: as many as needed"
@@ -57,14 +74,16 @@ class CalibrationSpec(Spec):
     """The calibration data."""
 
     source: str = Field(
-        default="self", description="self, a registered source, a file, or a Hub data set ORG/NAME[:SUBSET]"
+        default="self",
+        description="self, mixture, a registered source, a file, a Hub data set ORG/NAME[:SUBSET], or a finished set",
     )
+    mixture: list[Part] = Field(default_factory=list, description="the parts of source mixture, by weight")
     samples: int = Field(default=128, ge=1, description="sequences")
     length: int | None = Field(
         default=None, ge=2, description="tokens each; null: 2048, or the model's positions if fewer"
     )
-    packing: Literal["concat", "document"] = Field(
-        default="concat", description="join and cut, or one window a document"
+    packing: Literal["concat", "document", "whole"] = Field(
+        default="concat", description="join and cut; one window a document; or documents as they are, cut at length"
     )
     bos: Literal["auto", "none", "sample", "document"] = Field(
         default="auto", description="where the begin token stands; auto: in every sample if the tokenizer adds one"
@@ -76,6 +95,9 @@ class CalibrationSpec(Spec):
     filters: list[NamedOrText] | None = Field(
         default=None,
         description="null: drop the 20 % of highest perplexity from generated text, nothing from other sources",
+    )
+    selection: NamedOrText = Field(
+        default_factory=lambda: Named(name="random"), description="of the samples from a pool; see: ls selections"
     )
     generation: GenerationSpec = Field(default_factory=GenerationSpec, description="for source self")
 

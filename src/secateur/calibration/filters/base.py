@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from secateur.calibration.context import Context
 from secateur.calibration.sample import Sample
 
 
@@ -19,7 +20,10 @@ class Verdict:
 
 
 class Filter(ABC):
-    """Subclasses are frozen dataclasses: their fields are the settings a recipe can give."""
+    """Subclasses are frozen dataclasses: their fields are the settings a recipe can give.
+
+    The first line of a subclass's docstring is its summary.
+    """
 
     @property
     def keeps(self) -> float:
@@ -27,15 +31,15 @@ class Filter(ABC):
         return 1.0
 
     @abstractmethod
-    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """One verdict a sample, in order. Raises ``CalibrationError`` when a sample lacks what the filter reads."""
+    def judge(self, samples: Sequence[Sample], context: Context) -> list[Verdict]:
+        """One verdict a sample, in order. Raises ``CalibrationError`` when what the filter reads cannot be had."""
 
 
-def apply_filters(filters: Sequence[Filter], samples: Sequence[Sample]) -> list[Verdict]:
+def apply_filters(filters: Sequence[Filter], samples: Sequence[Sample], context: Context) -> list[Verdict]:
     """Every filter in turn on what the ones before it kept; the verdict that dropped a sample, or the last one."""
     verdicts = [Verdict(True, 0.0)] * len(samples)
     for judge in filters:
         kept = [index for index, verdict in enumerate(verdicts) if verdict.keep]
-        for index, verdict in zip(kept, judge.judge([samples[index] for index in kept]), strict=True):
+        for index, verdict in zip(kept, judge.judge([samples[index] for index in kept], context), strict=True):
             verdicts[index] = verdict
     return verdicts

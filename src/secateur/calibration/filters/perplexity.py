@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from secateur.calibration.context import Context
 from secateur.calibration.filters.base import Filter, Verdict
 from secateur.calibration.sample import Sample
 from secateur.errors import CalibrationError, UsageError
@@ -30,9 +31,9 @@ class PerplexityFilter(Filter):
     def keeps(self) -> float:
         return 1 - self.drop
 
-    def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
-        found = [sample.perplexity for sample in samples]
-        values = [value for value in found if value is not None and math.isfinite(value)]
+    def judge(self, samples: Sequence[Sample], context: Context) -> list[Verdict]:
+        found = [math.exp(-value) for value in context.mean_logprobs(samples)]
+        values = [value for value in found if math.isfinite(value)]
         if len(values) < len(samples):
             raise CalibrationError(
                 f"{len(samples) - len(values)} of {len(samples)} samples have no finite perplexity, so they cannot be ranked; "

@@ -12,7 +12,7 @@ from secateur.calibration.sources.files import KINDS, FileSource
 from secateur.errors import UsageError
 
 WITH_ARGUMENT = {"file": FileSource, "corpus": CorpusSource}
-SELF = "self"
+SELF, MIXTURE = "self", "mixture"
 
 
 def resolve_source(name: str, text_key: str = "text", split: str = "train", revision: str | None = None) -> Source:
@@ -20,8 +20,8 @@ def resolve_source(name: str, text_key: str = "text", split: str = "train", revi
 
     Raises ``UnknownNameError`` with the nearest names when it is none of these.
     """
-    if name == SELF:
-        raise UsageError("Text is needed here (prefixes, or evaluation); 'self' is not a source of it.")
+    if name in (SELF, MIXTURE):
+        raise UsageError(f"Text is needed here (prefixes, or evaluation); {name!r} is not a source of it.")
     kind, _, argument = name.partition(":")
     if kind == "file" and argument:
         return FileSource(argument, text_key)

@@ -1,0 +1,268 @@
+"""The calibration stage and how its samples come to be: written by the model or drawn from sources, judged, chosen."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from secateur.calibration.filters.base import Filter, Verdict, apply_filters
+from secateur.calibration.packing import Packing
+from secateur.calibration.sample import CalibrationSet, Sample, write_samples
+from secateur.calibration.selection.base import Selection
+from secateur.calibration.sources.base import Source
+from secateur.calibration.sources.resolve import resolve_text_source
+from secateur.errors import CalibrationError
+from secateur.generation.engine import Sampling
+from secateur.generation.self_generation import Generated, Goal, SelfGeneration
+from secateur.generation.styles.base import Material, Style
+from secateur.journal import Journal
+from secateur.pipeline.components import ResolvedModel, make_style
+from secateur.pipeline.context import ModelContext
+from secateur.pipeline.provenance import Phases, environment
+from secateur.pipeline.recipe import Part, Recipe
+from secateur.pipeline.reporter import Reporter
+from secateur.pipeline.store import DIGEST_SHOWN, build, digest_of
+
+SAMPLES = "samples.jsonl"
+KEPT, DROPPED, UNCHOSEN, JOURNAL = "kept.jsonl", "dropped.jsonl", "unchosen.jsonl", "generations{}.journal"
+POOL_OF_OWN_TEXT = 10**9  # windows are drawn from all that was kept, however much that is
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """One source and how many samples it gives. ``source`` ``None``: the model writes them."""
+
+    name: str
+    source: Source | None
+    samples: int
+
+
+@dataclass(frozen=True)
+class CalibrationStage:
+    """The resolved stage: everything is checked, nothing is run. ``spec`` decides the output and its digest."""
+
+    recipe: Recipe
+    model: ResolvedModel
+    tokenizer: PreTrainedTokenizerBase
+    packing: Packing
+    filters: Sequence[Filter]
+    selection: Selection
+    style: Style
+    parts: Sequence[SourceShare]
+    spec: dict[str, Any]
+
+    @property
+    def own_text(self) -> bool:
+        """Whether the model writes any of it."""
+        return any(part.source is None for part in self.parts)
+
+    @property
+    def sampling(self) -> Sampling:
+        return sampling_of(self.recipe)
+
+    @property
+    def material(self) -> Material:
+        return material_of(self.recipe, self.tokenizer)
+
+    @property
+    def generation_length(self) -> int:
+        """Tokens of a generation: what a sample takes from it and its begin token, as far as the model's positions go."""
+        length = self.packing.content + (begin_token(self.tokenizer) is not None)
+        return min(length, self.model.positions or length)
+
+    def folder(self, store: Path) -> Path:
+        source = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.recipe.calibration.source)[-40:].strip(
+            "-"
+        )
+        return store / "calibration" / f"{source}-{digest_of(self.spec)[:DIGEST_SHOWN]}"
+
+    def run(self, final: Path, reporter: Reporter) -> Path:
+        """Make the set in ``final`` unless it is there; returns ``final``."""
+        journals = [JOURNAL.format(number or "") for number, _ in enumerate(self.parts)]
+        build(final, self.spec, lambda partial: self._make(partial, reporter), scratch=journals)
+        return final
+
+    def decode(self, samples: Sequence[Sample]) -> list[str]:
+        """The samples as text, special tokens shown."""
+        return self.tokenizer.batch_decode([list(sample.token_ids) for sample in samples])
+
+    def _make(self, folder: Path, reporter: Reporter) -> dict[str, Any]:
+        phases = Phases()
+        result = CalibrationRun(self, folder, phases, reporter).make()
+        write_samples(folder / SAMPLES, result.samples, self.decode(result.samples))
+        return {
+            "kind": "calibration",
+            "model": {"name": self.model.name, "digest": self.model.digest, "revision": self.model.revision},
+            "source": self.recipe.calibration.source,
+            "set_digest": result.digest,
+            "samples": len(result.samples),
+            "tokens": result.tokens,
+            "account": result.account,
+            "seed": self.recipe.seed,
+            "phases": phases.found,
+            **environment(),
+        }
+
+
+@dataclass
+class Judged:
+    """What is written beside the set: samples with their values and, if dropped, the reason."""
+
+    kept: list[tuple[Sample, Verdict]] = field(default_factory=list)
+    dropped: list[tuple[Sample, Verdict]] = field(default_factory=list)
+    unchosen: list[tuple[Sample, Verdict]] = field(default_factory=list)
+
+
+class CalibrationRun:
+    """Fills one folder."""
+
+    def __init__(self, stage: CalibrationStage, folder: Path, phases: Phases, reporter: Reporter) -> None:
+        self.stage, self.folder, self.phases, self.reporter = stage, folder, phases, reporter
+        self.context = ModelContext(stage.recipe, stage.model.folder, stage.tokenizer)
+        self.judged = Judged()
+
+    def make(self) -> CalibrationSet:
+        """The set of all parts, in an order drawn by the seed where there are several."""
+        parts = self.stage.parts
+        found = [self._part(number, part) for number, part in enumerate(parts)]
+        samples = [sample for one in found for sample in one.samples]
+        account: dict[str, Any] = found[0].account
+        if len(parts) > 1:
+            random.Random(self.stage.recipe.seed).shuffle(samples)
+            account = {part.name: one.account for part, one in zip(parts, found, strict=True)}
+        self._write()
+        return CalibrationSet(tuple(self.context.scored(samples)), account)
+
+    def _part(self, number: int, part: SourceShare) -> CalibrationSet:
+        pool = self.stage.selection.pool_of(part.samples)
+        found = self._own(number, pool) if part.source is None else self._drawn(part.source, pool)
+        with self.phases.phase("select"):
+            choice = self.stage.selection.choose(found.samples, part.samples, self.context)
+        if choice.values:
+            chosen = set(choice.indices)
+            rest = [index for index in range(len(found.samples)) if index not in chosen]
+            self.judged.unchosen += [(found.samples[i], Verdict(False, choice.values[i], "not chosen")) for i in rest]
+        return replace(found, samples=tuple(found.samples[index] for index in choice.indices))
+
+    def _own(self, number: int, samples: int) -> CalibrationSet:
+        """Let the model write, filter, and pack what is kept."""
+        stage, spec = self.stage, self.stage.recipe.calibration
+        generation, packing = spec.generation, stage.packing
+        with self.phases.phase("load"):
+            engine = self.context.engine
+        material = stage.material
+        writer = SelfGeneration(
+            engine,
+            stage.style,
+            stage.style.prompts(material),
+            stage.generation_length,
+            stage.sampling,
+            stage.filters,
+            generation.batch_size,
+            stage.recipe.seed,
+            material.bos,
+            self.context,
+        )
+        window = packing.content if packing.rule != "concat" else None
+        goal = Goal(samples * packing.content, generation.generations, window, packing.rule == "whole")
+        journal = Journal(self.folder / JOURNAL.format(number or ""))
+        with self.phases.phase("generate"):
+            generated = writer.run(goal, journal, self.reporter.advance("generations"))
+        self._note(generated.samples, generated.verdicts)
+        packed = replace(packing, pool=POOL_OF_OWN_TEXT).pack(
+            generated.documents(material.bos, engine.end_tokens), samples, stage.recipe.seed, "self"
+        )
+        return replace(packed, account=packed.account | generation_facts(generated))
+
+    def _drawn(self, source: Source, samples: int) -> CalibrationSet:
+        """Draw windows from a source; more of them when filters are to judge them."""
+        stage, seed = self.stage, self.stage.recipe.seed
+        share = math.prod(judge.keeps for judge in stage.filters)
+        with self.phases.phase("draw"):
+            asked = math.ceil(samples / share)
+            drawn = stage.packing.pack(source.documents(stage.tokenizer, seed), asked, seed, source.name)
+        if not stage.filters:
+            return drawn
+        with self.phases.phase("filter"):
+            verdicts = apply_filters(stage.filters, drawn.samples, self.context)
+        self._note(drawn.samples, verdicts)
+        kept = [sample for sample, verdict in zip(drawn.samples, verdicts, strict=True) if verdict.keep]
+        if len(kept) < samples:
+            reasons = sorted({verdict.reason for verdict in verdicts if not verdict.keep})
+            raise CalibrationError(
+                f"{samples} samples were asked of {source.name!r}, but the filters kept {len(kept)} of {asked} windows "
+                f"({'; '.join(reasons[:3])}); loosen calibration.filters, or ask for fewer."
+            )
+        facts = {"windows_drawn": asked, "windows_dropped": asked - len(kept)}
+        return CalibrationSet(tuple(kept[:samples]), drawn.account | facts)
+
+    def _note(self, samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> None:
+        for sample, verdict in zip(self.context.scored(samples), verdicts, strict=True):
+            (self.judged.kept if verdict.keep else self.judged.dropped).append((sample, verdict))
+
+    def _write(self) -> None:
+        """Kept, dropped and unchosen samples, each with its verdict, in one file each."""
+        judged = self.judged
+        files = [(KEPT, judged.kept), (DROPPED, judged.dropped)] if judged.kept or judged.dropped else []
+        files += [(UNCHOSEN, judged.unchosen)] if judged.unchosen else []
+        for name, entries in files:
+            samples = [sample for sample, _ in entries]
+            extra = [{"value": verdict.value, "reason": verdict.reason} for _, verdict in entries]
+            write_samples(self.folder / name, samples, self.stage.decode(samples), extra)
+
+
+def generation_facts(generated: Generated) -> dict[str, Any]:
+    samples = generated.samples
+    prompts = {sample.token_ids[: sample.prompt_tokens] for sample in samples}
+    return {
+        "generations": len(samples),
+        "generations_dropped": sum(not verdict.keep for verdict in generated.verdicts),
+        "generations_ended_by_model": sum(sample.finish == "eos" for sample in samples),
+        "tokens_generated": sum(len(sample.token_ids) - sample.prompt_tokens for sample in samples),
+        "distinct_prompts": len(prompts),
+    }
+
+
+def shares(weights: Sequence[float], samples: int) -> list[int]:
+    """``samples`` by weight: whole numbers that sum to it, the largest remainders rounded up, earlier ones first."""
+    exact = [weight / sum(weights) * samples for weight in weights]
+    found = [math.floor(value + 1e-9) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda index: (found[index] - exact[index], index))
+    for index in by_remainder[: samples - sum(found)]:
+        found[index] += 1
+    return found
+
+
+def material_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Material:
+    """What the recipe's style makes prompts of; no sources where it uses none."""
+    spec = recipe.calibration.generation
+    named = (
+        [Part(source=spec.prefixes, text_key=spec.prefix_text_key)] if isinstance(spec.prefixes, str) else spec.prefixes
+    )
+    used = named if make_style(recipe).uses_sources else []
+    sources = [(resolve_text_source(part.source, part.text_key), part.weight) for part in used]
+    return Material(tokenizer, begin_token(tokenizer), sources, spec.prefix_tokens, spec.prefix_unit, recipe.seed)
+
+
+def sampling_of(recipe: Recipe) -> Sampling:
+    spec = recipe.calibration.generation
+    return Sampling(
+        spec.temperature,
+        spec.top_k,
+        spec.top_p,
+        spec.min_p,
+        spec.repetition_penalty,
+        options=spec.options,
+    )
+
+
+def begin_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The begin token, if the tokenizer puts one in front of text by itself."""
+    bos = tokenizer.bos_token_id
+    return bos if isinstance(bos, int) and tokenizer("a")["input_ids"][:1] == [bos] else None
