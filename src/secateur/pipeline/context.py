@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,8 +17,13 @@ from secateur.generation.engine import Engine
 from secateur.generation.transformers_engine import TransformersEngine
 from secateur.models.loading import load_model, load_tokenizer, pick_device, pick_dtype
 from secateur.models.locate import locate_model
+from secateur.models.measures.gradients import adapter_gradients
+from secateur.models.measures.pooled import pooled_inputs
+from secateur.models.measures.surprise import min_k
 from secateur.pipeline.components import make_engine
 from secateur.pipeline.recipe import Recipe
+
+Measure = Callable[[Sequence[tuple[int, ...]]], Any]
 
 
 class ModelContext(Context):
@@ -29,6 +35,7 @@ class ModelContext(Context):
         self.seed = recipe.seed
         self._device, self._dtype = pick_device(recipe.device), recipe.dtype
         self._logprobs: dict[tuple[str | None, tuple[int, ...]], float] = {}
+        self._measured: dict[tuple[Any, ...], dict[tuple[int, ...], Any]] = {}
         self._others: dict[str, tuple[TransformersEngine, PreTrainedTokenizerBase]] = {}
 
     @cached_property
@@ -79,10 +86,24 @@ class ModelContext(Context):
         return engine, [tokenizer(text)["input_ids"] for text in self.texts(samples)]
 
     def min_k(self, samples: Sequence[Sample], share: float, plus: bool = True) -> list[float]:
-        raise NotImplementedError
+        return self._each(("min-k", share, plus), samples, lambda ids: min_k(self.model, ids, share, plus))
 
     def activations(self, samples: Sequence[Sample], dimensions: int) -> np.ndarray:
-        raise NotImplementedError
+        key = ("activations", dimensions)
+        return np.stack(self._each(key, samples, lambda ids: pooled_inputs(self.model, ids, dimensions, self.seed)))
 
     def gradients(self, samples: Sequence[Sample], dimensions: int, adam: bool) -> np.ndarray:
-        raise NotImplementedError
+        # Adam's step for one sample depends on all of them.
+        together = tuple(sample.token_ids for sample in samples) if adam else None
+        key = ("gradients", dimensions, together)
+        return np.stack(
+            self._each(key, samples, lambda ids: adapter_gradients(self.model, ids, dimensions, self.seed, adam))
+        )
+
+    def _each(self, key: tuple[Any, ...], samples: Sequence[Sample], measure: Measure) -> list[Any]:
+        """One value a sample; ``measure`` is asked for those that are not known yet."""
+        known = self._measured.setdefault(key, {})
+        unknown = [sample.token_ids for sample in samples if sample.token_ids not in known]
+        if unknown:
+            known.update(zip(unknown, measure(unknown), strict=True))
+        return [known[sample.token_ids] for sample in samples]

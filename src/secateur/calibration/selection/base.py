@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from secateur.calibration.context import Context
+from secateur.calibration.reads import Reads
 from secateur.calibration.sample import Sample
 from secateur.errors import UsageError
 
@@ -39,6 +40,11 @@ class Selection(ABC):
     def pool_of(self, count: int) -> int:
         """How many samples to make so that ``count`` can be chosen."""
         return math.ceil(count * self.pool - 1e-9)
+
+    @property
+    def reads(self) -> Reads:
+        """What it reads besides the samples."""
+        return Reads()
 
     @abstractmethod
     def choose(self, samples: Sequence[Sample], count: int, context: Context) -> Choice:
