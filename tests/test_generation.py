@@ -17,6 +17,7 @@ from secateur.errors import CalibrationError, NumericsError, UsageError
 from secateur.generation.engine import Engine, Sampling
 from secateur.generation.prompts import prefixes
 from secateur.generation.self_generation import Goal, SelfGeneration
+from secateur.generation.styles.base import Material
 from secateur.generation.styles.prefix import Prefix
 from secateur.generation.transformers_engine import TransformersEngine
 from secateur.journal import Journal
@@ -56,7 +57,8 @@ def writer(engine: Engine, batch_size: int = 8, drop: float = 0.2, length: int =
     prompts = ([0, 10 + n % 50, 60] for n in itertools.count())
     filters = [PerplexityFilter(drop)] if drop else []
     context = ScriptedContext()
-    return SelfGeneration(engine, Prefix(), prompts, length, Sampling(), filters, batch_size, 0, 0, context)
+    material = Material(context.tokenizer, 0, (), 2, "paragraph", 0)
+    return SelfGeneration(engine, Prefix(), prompts, length, Sampling(), filters, batch_size, 0, material, context)
 
 
 def test_no_more_is_generated_than_the_samples_need(tmp_path):

@@ -52,8 +52,9 @@ class Engine(ABC):
     def generate(self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int) -> list[Sample]:
         """Continue ``prompts`` to an end token, or until the longest has ``length`` tokens in all.
 
-        The samples' ids include prompt and end token; their ``mean_logprob`` is not set. Raises ``NumericsError`` when
-        the model's outputs are not finite.
+        The samples' ids include prompt and end token. Their ``mean_logprob`` is set where the engine learns it on the way
+        (equal to ``score`` up to the rounding of its dtype), else ``None``. Raises ``NumericsError`` when the model's outputs are not
+        finite, ``UsageError`` when the engine cannot draw as ``sampling`` says.
         """
 
     @abstractmethod

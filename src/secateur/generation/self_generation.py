@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from statistics import fmean, pstdev
 
 from secateur.calibration.context import Context
-from secateur.calibration.filters.base import Filter, Verdict, apply_filters
+from secateur.calibration.filters.base import Filter, Verdict, apply_filters, tally
 from secateur.calibration.packing import Document
 from secateur.calibration.sample import Sample
 from secateur.errors import CalibrationError
 from secateur.generation.engine import Engine, Sampling, batch_seed
-from secateur.generation.styles.base import Style
+from secateur.generation.styles.base import Material, Style
 from secateur.journal import Journal
 
 HOPELESS_AFTER, HOPELESS_TOKENS = 256, 8
@@ -50,19 +50,21 @@ class Generated:
     verdicts: tuple[Verdict, ...]
 
     def documents(self, bos: int | None, end_tokens: Sequence[int]) -> Iterator[Document]:
-        """What was kept, as documents for packing: without begin tokens and the end token, ended where the model ended
+        """What was kept, as documents for packing: without the begin and the end token, ended where the model ended
         them."""
         for index, (sample, verdict) in enumerate(zip(self.samples, self.verdicts, strict=True)):
             if verdict.keep:
                 ids, prompt = content_of(sample, bos, end_tokens)
-                yield Document(ids, ended=sample.finish == "eos", origin=f"self#{index}", prompt_tokens=prompt)
+                ended = sample.finish == "eos"
+                end = sample.token_ids[-1] if ended else None
+                yield Document(ids, ended=ended, origin=f"self#{index}", prompt_tokens=prompt, end=end)
 
 
 def content_of(sample: Sample, bos: int | None, end_tokens: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """A sample's tokens without begin tokens and the last end token, and how many of them are its prompt's."""
+    """A sample's tokens without those that begin and end it, and how many of them are its prompt's."""
     ids = sample.token_ids[:-1] if sample.finish == "eos" and sample.token_ids[-1] in end_tokens else sample.token_ids
-    prompt = sum(token != bos for token in ids[: sample.prompt_tokens])
-    return tuple(token for token in ids if token != bos), prompt
+    begins = next((place for place, token in enumerate(ids) if token != bos), len(ids))
+    return ids[begins:], max(0, sample.prompt_tokens - begins)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class SelfGeneration:
     filters: Sequence[Filter]
     batch_size: int
     seed: int
-    bos: int | None
+    material: Material
     context: Context
 
     def run(
@@ -130,7 +132,7 @@ class SelfGeneration:
             prompts = [next(self.prompts) for _ in range(min(self.batch_size, planned - start))]
             jobs.append((prompts, batch_seed(self.seed, start)))
         progress(len(samples), planned)
-        work = partial(_write_and_score, self.style, self.length, self.sampling)
+        work = partial(_write_and_score, self.style, self.length, self.sampling, self.material.without_sources())
         for batch in self.engine.spread(work, jobs):
             journal.append({"samples": [sample.to_json() for sample in batch]})
             samples += batch
@@ -142,41 +144,60 @@ class SelfGeneration:
         """What packing gets of each sample: all but begin and end tokens, and one for its end."""
         found = []
         for sample in samples:
-            content = len(content_of(sample, self.bos, self.engine.end_tokens)[0])
+            content = len(content_of(sample, self.material.bos, self.engine.end_tokens)[0])
             found.append(goal.worth(content + (sample.finish == "eos")))
         return found
 
     def _still_needed(self, goal: Goal, contents: list[int], verdicts: list[Verdict]) -> int:
-        """How many more generations the goal takes, going by the mean length so far (at first: full length)."""
+        """How many more generations the goal takes: at first, texts of full length; then, by what was kept of each so far.
+
+        With n generations the next ones give n m + 2 s sqrt(n) in all but one case of forty (m, s: mean and deviation
+        of what was kept of one, and of one more of full length); that may pass the goal by an eighth, but not its mean.
+        A round is no larger than all before it: what few texts say of the rest is little.
+        """
         if goal.generations is not None:
             return goal.generations - len(contents)
-        kept = sum(content for content, verdict in zip(contents, verdicts, strict=True) if verdict.keep)
-        if kept >= goal.tokens:
+        kept = [content if verdict.keep else 0 for content, verdict in zip(contents, verdicts, strict=True)]
+        missing = goal.tokens - sum(kept)
+        if missing <= 0:
             return 0
-        mean = sum(contents) / len(contents) if contents else goal.window or self.length - 1
-        share = math.prod(judge.keeps for judge in self.filters)
-        return max(1, math.floor((goal.tokens / share - sum(contents)) / max(mean, 1)))
+        expected = math.prod(judge.keeps for judge in self.filters) * (goal.window or self.length - 1)
+        if not kept:
+            return max(1, math.floor(missing / expected))
+        mean, spread = fmean([*kept, expected]), 2 * pstdev([*kept, expected])
+        root = (math.sqrt(spread**2 + 4 * mean * (missing + goal.tokens / 8)) - spread) / (2 * mean)
+        return max(1, min(len(kept), math.ceil(missing / mean), math.floor(root**2)))
 
     def _check_worth(self, goal: Goal, contents: list[int], verdicts: list[Verdict]) -> None:
         kept = sum(content for content, verdict in zip(contents, verdicts, strict=True) if verdict.keep)
-        if len(contents) >= HOPELESS_AFTER and kept < HOPELESS_TOKENS * len(contents):
+        if len(contents) >= HOPELESS_AFTER and kept < min(HOPELESS_TOKENS, self.length // 4) * len(contents):
             short = (
                 f", are shorter than the {goal.window} tokens that packing by document needs"
                 if goal.window and not goal.whole
                 else ""
             )
+            dropped = f" ({found})" if (found := tally(verdicts)) else ""
             raise CalibrationError(
                 f"Of {len(contents)} generations only {kept:,} usable tokens were left: the texts end at once{short}, or the "
-                "filters drop them. The model cannot write its own calibration data this way; take longer prefixes "
+                f"filters drop them{dropped}. The model cannot write its own calibration data this way; take longer prefixes "
                 "(calibration.generation.prefix_tokens), packing=concat, other filters, or another source."
             )
 
 
 def _write_and_score(
-    style: Style, length: int, sampling: Sampling, engine: Engine, job: tuple[list[list[int]], int]
+    style: Style,
+    length: int,
+    sampling: Sampling,
+    material: Material,
+    engine: Engine,
+    job: tuple[list[list[int]], int],
 ) -> list[Sample]:
-    """One batch, wherever ``engine`` is."""
+    """One batch, wherever ``engine`` is; only what it did not score while writing is scored afterwards."""
     prompts, seed = job
-    batch = style.write(engine, prompts, length, sampling, seed)
-    scores: list[Any] = engine.score([sample.token_ids for sample in batch])
-    return [sample.scored(score) for sample, score in zip(batch, scores, strict=True)]
+    batch = style.write(engine, prompts, length, sampling, seed, material)
+    unscored = [index for index, sample in enumerate(batch) if sample.mean_logprob is None]
+    if unscored:
+        scores = engine.score([batch[index].token_ids for index in unscored])
+        for index, score in zip(unscored, scores, strict=True):
+            batch[index] = batch[index].scored(score)
+    return batch

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+import transformers
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers.configuration_utils import PreTrainedConfig
 
 from secateur.calibration.sample import Sample
 from secateur.errors import NumericsError, UsageError
@@ -18,54 +23,92 @@ from secateur.models.forward import default_batch, token_logprobs
 from secateur.models.loading import load_model, pick_dtype
 from secateur.registry import suggestion
 
+PAGE = 256
+"""Tokens of a page of the key-value cache in continuous batching."""
+
 
 @dataclass(frozen=True)
 class Transformers(EngineSettings):
-    """model.generate in batches (the default)."""
+    """model.generate in batches (the default).
+
+    ``continuous``: transformers' continuous batching, where a text that has ended no longer costs anything. It draws from
+    one generator for all texts and takes no repetition penalty, so ``auto`` stays with plain batches everywhere; with
+    ``true`` the same seed gives the same ids, but others than plain batches do. It was never run on a GPU.
+    """
+
+    continuous: Literal["auto"] | bool = "auto"
 
     def open(self, folder: Path, device: str, dtype: str) -> Engine:
-        return TransformersEngine(load_model(folder, device, pick_dtype(dtype)))
+        return TransformersEngine(load_model(folder, device, pick_dtype(dtype)), self.continuous is True)
 
 
 class TransformersEngine(Engine):
     """``model.generate`` with an explicit configuration: nothing is taken from the model's own generation settings but
-    its end tokens."""
+    its end tokens. Texts are scored while they are written."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        own = model.generation_config.eos_token_id if model.generation_config else None
-        found = own if own is not None else model.config.get_text_config().eos_token_id
-        self.end_tokens: list[int] = [found] if isinstance(found, int) else list(found or [])
+    def __init__(self, model: PreTrainedModel, continuous: bool = False) -> None:
+        self.model, self.continuous = model, continuous
+        self.end_tokens: list[int] = end_tokens(model.generation_config, model.config)
         # transformers fills what a configuration leaves open from the model's own, which may ban or penalise tokens.
         self.model.generation_config = GenerationConfig()
 
     def generate(self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int) -> list[Sample]:
-        longest = max(map(len, prompts))
-        padding = self.end_tokens[0] if self.end_tokens else 0
+        config = self._config(sampling, length - max(map(len, prompts)))
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            if self.continuous:
+                check_continuous(sampling)
+                written = write_continuously(self.model, prompts, config, seed)
+                return [
+                    ended([*prompt, *ids], len(prompt), self.end_tokens)
+                    for prompt, ids in zip(prompts, written, strict=True)
+                ]
+            torch.manual_seed(seed)
+            with torch.inference_mode():
+                return self._batch(prompts, config, scored=not sampling.options)
+
+    def _batch(self, prompts: Sequence[Sequence[int]], config: GenerationConfig, scored: bool) -> list[Sample]:
+        """One plain batch. ``scored``: options may call the model otherwise than once a token, and then it is not."""
+        longest, padding = max(map(len, prompts)), config.pad_token_id
         ids = torch.tensor([[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        config = self._config(sampling, length - longest, padding)
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.inference_mode():
-            torch.manual_seed(seed)
-            generate: Any = self.model.generate
-            try:
-                found = generate(
-                    ids.to(self.model.device), attention_mask=mask.to(self.model.device), generation_config=config
-                )
-            except RuntimeError as error:
-                if "probability tensor" not in str(error):
-                    raise
-                raise NumericsError(
-                    "The model's outputs became NaN or infinite while it was generating, so no token could be drawn. "
-                    "Compute in a wider type (--set dtype=float32), and check the model's weights."
-                ) from error
-        return [
-            self._sample(row[longest - len(prompt) :], len(prompt))
+        inputs = {"inputs": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
+        generate: Any = self.model.generate
+        witness = Witness()
+        hook = self.model.register_forward_hook(witness.forward_done) if scored else None
+        try:
+            criteria = StoppingCriteriaList([witness] if scored else [])
+            found = generate(**inputs, generation_config=config, stopping_criteria=criteria)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise not_finite() from error
+        finally:
+            if hook:
+                hook.remove()
+        samples = [
+            ended(row[longest - len(prompt) :], len(prompt), self.end_tokens)
             for row, prompt in zip(found.tolist(), prompts, strict=True)
         ]
+        return self._scored(samples, witness.logprobs) if scored else samples
 
-    def _config(self, sampling: Sampling, new_tokens: int, padding: int) -> GenerationConfig:
+    def _scored(self, samples: list[Sample], steps: list[Tensor]) -> list[Sample]:
+        """The samples with their scores: the steps' log-probabilities ``[batch]`` and, by a short forward, the prompts'."""
+        drawn = torch.stack(steps, dim=1).tolist()
+        prompts = [sample.token_ids[: sample.prompt_tokens] for sample in samples]
+        given = [0.0] * len(samples)
+        if max(map(len, prompts)) > 1:
+            batches = make_batches(prompts, default_batch(self.model, prompts))
+            given = [total for batch in batches for total in token_logprobs(self.model, batch)[0].sum(dim=1).tolist()]
+        found = []
+        for sample, start, row in zip(samples, given, drawn, strict=True):
+            total = start + math.fsum(row[: len(sample.token_ids) - sample.prompt_tokens])
+            if not math.isfinite(total):
+                raise not_finite()
+            found.append(sample.scored(total / max(len(sample.token_ids) - 1, 1)))
+        return found
+
+    def _config(self, sampling: Sampling, new_tokens: int) -> GenerationConfig:
         drawn: dict[str, Any] = {
             "do_sample": True,
             "temperature": sampling.temperature,
@@ -74,26 +117,21 @@ class TransformersEngine(Engine):
             "min_p": sampling.min_p or None,
             "repetition_penalty": sampling.repetition_penalty,
         }
+        ours = {"max_new_tokens", "eos_token_id", "pad_token_id"} | drawn.keys()
         known = GenerationConfig().to_dict().keys()
         for name in sampling.options:
-            if name not in known or name in drawn:
+            if name not in known or name in ours:
                 raise UsageError(
                     f"The option {name!r} of the transformers engine is no parameter of its GenerationConfig that is left "
-                    f"to options{suggestion(name, known - drawn.keys())}."
+                    f"to options{suggestion(name, known - ours)}."
                 )
         return GenerationConfig(
             **({"do_sample": False} if sampling.greedy else drawn),
             **sampling.options,
             max_new_tokens=new_tokens,
             eos_token_id=self.end_tokens or None,
-            pad_token_id=padding,
+            pad_token_id=self.end_tokens[0] if self.end_tokens else 0,
         )
-
-    def _sample(self, row: list[int], prompt_tokens: int) -> Sample:
-        for position in range(prompt_tokens, len(row)):
-            if row[position] in self.end_tokens:
-                return Sample(tuple(row[: position + 1]), prompt_tokens, "eos", origin="self")
-        return Sample(tuple(row), prompt_tokens, "length", origin="self")
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         scores = []
@@ -101,3 +139,120 @@ class TransformersEngine(Engine):
             logprobs, counted = token_logprobs(self.model, batch)
             scores += (logprobs.sum(dim=1) / counted.sum(dim=1).clamp(min=1)).tolist()
         return scores
+
+
+class Witness(StoppingCriteria):
+    """Sees each step of ``model.generate``: the model's own logits by a forward hook, then the tokens drawn, as a
+    criterion that stops nothing. (A logits processor would see them with penalties applied.)
+
+    ``logprobs``: of each step's tokens, ``[batch]`` fp32 nats. Cost: one log-softmax of ``[batch, vocabulary]`` a step.
+    """
+
+    def __init__(self) -> None:
+        self.logprobs: list[Tensor] = []
+        self._logits: Tensor | None = None
+
+    def forward_done(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._logits = output.logits[:, -1]
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        assert self._logits is not None
+        self.logprobs.append(-cross_entropy(self._logits.float(), input_ids[:, -1], reduction="none"))
+        self._logits = None
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def end_tokens(own: GenerationConfig | None, config: PreTrainedConfig) -> list[int]:
+    """The tokens at which a model ends a text: those of its generation settings, else of its config."""
+    named = own.eos_token_id if own else None
+    found = named if named is not None else config.get_text_config().eos_token_id
+    return [found] if isinstance(found, int) else list(found or [])
+
+
+def ended(row: Sequence[int], prompt_tokens: int, ends: Sequence[int]) -> Sample:
+    """What was written, up to its first end token."""
+    for position in range(prompt_tokens, len(row)):
+        if row[position] in ends:
+            return Sample(tuple(row[: position + 1]), prompt_tokens, "eos", origin="self")
+    return Sample(tuple(row), prompt_tokens, "length", origin="self")
+
+
+def not_finite() -> NumericsError:
+    return NumericsError(
+        "The model's outputs became NaN or infinite while it was generating, so no token could be drawn. "
+        "Compute in a wider type (--set dtype=float32), and check the model's weights."
+    )
+
+
+def check_continuous(sampling: Sampling) -> None:
+    """Raise ``UsageError`` for what continuous batching would leave out without an error."""
+    penalised = not sampling.greedy and (sampling.repetition_penalty != 1 or sampling.min_p != 0)
+    if penalised or sampling.options:
+        raise UsageError(
+            "Continuous batching of transformers draws by temperature, top_k and top_p alone; found repetition_penalty "
+            f"{sampling.repetition_penalty}, min_p {sampling.min_p} and options {dict(sampling.options)}. Set "
+            "calibration.generation.repetition_penalty to 1, or calibration.generation.engine.continuous to false."
+        )
+
+
+def write_continuously(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, seed: int
+) -> list[list[int]]:
+    """The tokens after each prompt.
+
+    All prompts wait in the queue before the first step, and the cache holds them all: so what is drawn together depends
+    on neither timing nor free memory. No attention kernel is fetched from a hub.
+    """
+    batching = _batching(prompts, config.max_new_tokens or 0, seed)
+    found: dict[str, Any] = {}
+    manager, start = None, cast(Any, model.init_continuous_batching)
+    try:
+        manager = start(generation_config=config, continuous_batching_config=batching)
+        requests = manager.add_requests([list(prompt) for prompt in prompts], max_new_tokens=config.max_new_tokens)
+        manager.start()
+        while len(found) < len(requests):
+            result = manager.get_result(timeout=1)
+            if result is not None and result.is_finished():
+                found[result.request_id] = result
+            elif result is None and not manager.is_running():
+                break
+    except ValueError as error:
+        raise UsageError(
+            f"transformers cannot run {type(model).__name__} with continuous batching: {error} "
+            "Set calibration.generation.engine.continuous to false."
+        ) from error
+    finally:
+        if manager is not None:
+            manager.stop(block=True)
+            manager.destroy()
+    failed = [found[name].error if name in found else "no result" for name in requests]
+    if any(failed):
+        reason = next(filter(None, failed))
+        raise (
+            not_finite()
+            if "probability tensor" in reason
+            else UsageError(
+                f"Continuous batching of transformers failed on {sum(map(bool, failed))} of {len(requests)} texts: {reason}. "
+                "Set calibration.generation.engine.continuous to false."
+            )
+        )
+    return [list(found[name].generated_tokens) for name in requests]
+
+
+def _batching(prompts: Sequence[Sequence[int]], new_tokens: int, seed: int) -> Any:
+    pages = max(math.ceil((len(prompt) + new_tokens) / PAGE) for prompt in prompts)
+    try:
+        return transformers.ContinuousBatchingConfig(
+            page_size=PAGE,
+            num_blocks=len(prompts) * (pages + 1),
+            max_batch_tokens=sum(map(len, prompts)) + len(prompts),
+            max_requests_per_batch=len(prompts),
+            allow_block_sharing=False,
+            auto_switch_to_flash=False,
+            seed=seed,
+        )
+    except (AttributeError, TypeError) as error:
+        raise UsageError(
+            f"The continuous batching of transformers {transformers.__version__} is another one than Secateur knows "
+            f"({error}). Install transformers 5.17 or later, or set calibration.generation.engine.continuous to false."
+        ) from error

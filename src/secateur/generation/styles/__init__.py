@@ -14,5 +14,7 @@ STYLES = Registry(
             "From the begin token alone, hot at first, cooling.",
         ),
         Entry("random-start", f"{_HERE}.random_start:RandomStart", "A random token, a few greedy ones, then sampling."),
+        Entry("chat", f"{_HERE}.chat:Chat", "Both sides of a conversation: what a user asks, and the answer."),
+        Entry("traces", f"{_HERE}.traces:Traces", "Solve whole task prompts, chain of thought and answer."),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,8 +18,9 @@ from secateur.generation.prompts import Unit
 class Material:
     """What prompts are made of. ``bos``: the begin token, if the tokenizer puts one in front of text by itself.
 
-    ``sources``: of the texts whose beginnings or whole are prompts, each with its weight; ``prefix_tokens`` and ``unit``:
-    how much of them, where a style takes their beginnings.
+    ``sources``: of the texts whose beginnings or whole are prompts, each with its weight (none where texts are written:
+    all but they can be sent to another process); ``prefix_tokens`` and ``unit``: how much of them, where a style takes
+    their beginnings.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -32,6 +33,19 @@ class Material:
     @property
     def begin(self) -> list[int]:
         return [] if self.bos is None else [self.bos]
+
+    @property
+    def special(self) -> set[int]:
+        """Ids of the tokenizer's special tokens, those it names and those that are only marked as such."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {*self.tokenizer.all_special_ids, *(token for token, entry in added if entry.special)}
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of ``text``, none added: a chat template writes its special tokens itself."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def without_sources(self) -> Material:
+        return replace(self, sources=())
 
 
 class Style(ABC):
@@ -52,7 +66,14 @@ class Style(ABC):
         """Raise ``UsageError`` when no generation of ``length`` tokens can be made of the material."""
 
     def write(
-        self, engine: Engine, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        length: int,
+        sampling: Sampling,
+        seed: int,
+        material: Material,
     ) -> list[Sample]:
-        """Continue ``prompts`` to ``length`` tokens in all. A pure function of its arguments: it may run anywhere."""
+        """Continue ``prompts`` to ``length`` tokens in all; one sample a prompt. ``material``: without its sources. A pure
+        function of its arguments: it may run anywhere."""
         return engine.generate(prompts, length, sampling, seed)

@@ -31,7 +31,7 @@ class RandomStart(Style):
             raise UsageError(f"The style random-start needs greedy >= 0; found {self.greedy}.")
 
     def prompts(self, material: Material) -> Iterator[list[int]]:
-        rng, special = random.Random(material.seed), set(material.tokenizer.all_special_ids)
+        rng, special = random.Random(material.seed), material.special
         tokens = [token for token in range(len(material.tokenizer)) if token not in special]
         while True:
             yield [*material.begin, rng.choice(tokens)]
@@ -44,7 +44,13 @@ class RandomStart(Style):
             )
 
     def write(
-        self, engine: Engine, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        length: int,
+        sampling: Sampling,
+        seed: int,
+        material: Material,
     ) -> list[Sample]:
         segments = [(self.greedy, replace(sampling, greedy=True))] * bool(self.greedy)
         return write_segments(engine, prompts, length, [*segments, (0, sampling)], seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from secateur.calibration.sample import Sample
 from secateur.generation.engine import Engine, Sampling, batch_seed
@@ -26,7 +27,6 @@ def write_segments(
         for index, sample in zip(list(going), found, strict=True):
             going[index] = list(sample.token_ids)
             if last or sample.finish == "eos" or len(sample.token_ids) >= length:
-                own = len(prompts[index])
-                done[index] = Sample(sample.token_ids, own, sample.finish, origin=sample.origin)
+                done[index] = replace(sample, prompt_tokens=len(prompts[index]))
                 del going[index]
     return [done[index] for index in range(len(prompts))]

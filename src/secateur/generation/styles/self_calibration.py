@@ -43,7 +43,13 @@ class SelfCalibration(Style):
             )
 
     def write(
-        self, engine: Engine, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        length: int,
+        sampling: Sampling,
+        seed: int,
+        material: Material,
     ) -> list[Sample]:
         final = sampling.temperature
         falling = [self.start + step / self.tokens * (final - self.start) for step in range(self.tokens)]
