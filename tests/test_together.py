@@ -122,9 +122,9 @@ def fed(monkeypatch) -> dict[type, int]:
     counts = {Gram: 0, ColumnNorms: 0}
     for kind in counts:
 
-        def counting(self, rows, kind=kind, add=kind.add):
+        def counting(self, rows, weight=1, *, kind=kind, add=kind.add):
             counts[kind] += 1
-            add(self, rows)
+            add(self, rows, weight)
 
         monkeypatch.setattr(kind, "add", counting)
     return counts

@@ -51,7 +51,7 @@ class SparseGPT(Method):
     def prune(self, weight: Tensor, stats: InputStatistics, pattern: Pattern, sparsity: float) -> Pruned:
         gram = stats[Gram]
         dead = gram.matrix.diagonal() == 0
-        scale = 1 / max(gram.tokens, 1)
+        scale = 1 / (gram.tokens or 1)
         factor = gram.derive(("factor", self.damping), lambda: factorise(gram.matrix, self.damping, scale))
         columns = weight.T.clone(memory_format=torch.contiguous_format)
         columns[dead] = 0

@@ -23,8 +23,8 @@ class _Stopped(Exception):
 class Activations:
     """The hidden states of every calibration batch at the entry of the current block.
 
-    Blocks are called with the very arguments the model's own
-    forward passed to them, captured per block (models with several attention types pass different ones).
+    ``masks``: which tokens of each batch count in statistics, or how much. Blocks are called with the very arguments the
+    model's own forward passed to them, captured per block (models with several attention types pass different ones).
     """
 
     def __init__(
@@ -76,7 +76,7 @@ def capture(skeleton: Skeleton, batches: Sequence[Batch], hidden: HiddenStates |
             arguments.append(recorder.arguments)
     skeleton.drop_block(0)
     skeleton.drop_outside()
-    return Activations(hidden, arguments, [batch.mask for batch in batches], bool(recorder.returns_tuple))
+    return Activations(hidden, arguments, [batch.counted for batch in batches], bool(recorder.returns_tuple))
 
 
 @torch.inference_mode()

@@ -35,7 +35,8 @@ class Linear:
         return stored.T if self.transposed else stored
 
     def rows_of(self, token_mask: Tensor | None) -> Tensor | None:
-        """The part of a batch's token mask that belongs to what the linear is called with: all, or an expert's tokens."""
+        """The part of a batch's token mask or weights that belongs to what the linear is called with: all, or an expert's
+        tokens."""
         if token_mask is None or self.experts is None or self.experts.rows is None:
             return token_mask
         return token_mask.reshape(-1).to(self.experts.rows.device)[self.experts.rows]

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from secateur.allocation.base import Allocation
-from secateur.errors import RecipeError
+from secateur.calibration.sample import Sample
+from secateur.calibration.sources.resolve import SELF
+from secateur.errors import RecipeError, UsageError
 from secateur.masks.pattern import Pattern, parse_pattern, resolve_sparsity
 from secateur.methods.base import Method
 from secateur.models.loading import pick_device, pick_dtype
 from secateur.models.skeleton import Skeleton
-from secateur.pipeline.calibrate import digest_of_set
+from secateur.pipeline.calibrate import digest_of_set, existing_set, load_set
 from secateur.pipeline.components import ResolvedModel, make_allocation, make_method
 from secateur.pipeline.recipe import Recipe
 from secateur.pipeline.store import check_space, digest_of, refuse_taken
@@ -41,7 +43,8 @@ class PruningStage:
     def spec(self, calibration: Path | None) -> dict[str, Any]:
         """What decides the output."""
         spec = self.recipe.pruning
-        return {
+        weight = {} if spec.prompt_weight == 1 else {"prompt_weight": spec.prompt_weight}
+        return weight | {
             "stage": "pruning",
             "format": FORMAT,
             "model": self.model.digest,
@@ -106,7 +109,42 @@ def check_request(recipe: Recipe) -> tuple[Method, Pattern, float, Allocation]:
     sparsity = resolve_sparsity(pattern, spec.sparsity)
     if spec.permute:
         check_permute(pattern, spec.propagation)
+    _check_prompts_to_come(recipe)
     return make_method(spec.method), pattern, sparsity, make_allocation(spec.allocation)
+
+
+def _check_prompts_to_come(recipe: Recipe) -> None:
+    """Raise ``UsageError`` for a prompt weight beside calibration data that will have no prompts."""
+    weight, spec = recipe.pruning.prompt_weight, recipe.calibration
+    if weight == 1:
+        return
+    existing = existing_set(spec.source)
+    if existing is not None:
+        check_prompts(load_set(existing).samples, existing, weight)
+    elif spec.packing != "whole" or SELF not in [spec.source, *(part.source for part in spec.mixture)]:
+        raise UsageError(
+            f"pruning.prompt_weight is {weight:g}, but only samples that the model writes have a prompt, and only "
+            f"calibration.packing=whole keeps it apart; found source {spec.source!r} and packing {spec.packing!r}. Set "
+            "calibration.source=self and calibration.packing=whole, or leave the weight at 1."
+        )
+
+
+def check_prompts(samples: Sequence[Sample], folder: Path, weight: float) -> None:
+    """Raise ``UsageError`` unless prompts can count ``weight`` in the statistics of the samples, which are of ``folder``."""
+    if weight == 1:
+        return
+    prompts = sum(sample.prompt_tokens for sample in samples)
+    if not prompts:
+        raise UsageError(
+            f"pruning.prompt_weight is {weight:g}, but none of the {len(samples)} samples of {folder} has a prompt. Make the "
+            "set with calibration.packing=whole and a style that is given one (traces, chat, prefix), or leave the weight "
+            "at 1."
+        )
+    if not weight and prompts == sum(len(sample.token_ids) for sample in samples):
+        raise UsageError(
+            f"pruning.prompt_weight is 0, but the {len(samples)} samples of {folder} are prompts and nothing else, so no "
+            "token would count. Take longer samples (calibration.length), or a weight above 0."
+        )
 
 
 def refuse_unlike(recipes: Sequence[Recipe]) -> None:
@@ -120,8 +158,9 @@ def refuse_unlike(recipes: Sequence[Recipe]) -> None:
                 f"Recipe {number} differs from the first in {', '.join(differing)}; recipes pruned together share all but "
                 "pruning and evaluation. Prune them one after another."
             )
-        if recipe.pruning.batch_size != recipes[0].pruning.batch_size:
-            raise RecipeError("Recipes pruned together must have the same pruning.batch_size.")
+        for key in ("batch_size", "prompt_weight"):
+            if getattr(recipe.pruning, key) != getattr(recipes[0].pruning, key):
+                raise RecipeError(f"Recipes pruned together must have the same pruning.{key}.")
     specs = [recipe.pruning for recipe in recipes]
     modes = [spec.propagation for spec in specs if spec.permute or make_method(spec.method).statistics()]
     if len(modes) > 1 and set(modes) != {"dense"}:

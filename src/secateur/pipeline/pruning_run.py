@@ -15,7 +15,7 @@ from secateur.models.checkpoint import Checkpoint
 from secateur.models.hidden import PREFIX, HiddenStates
 from secateur.pipeline.calibrate import load_set
 from secateur.pipeline.provenance import Phases, environment, machine_memory
-from secateur.pipeline.prune import PruningStage
+from secateur.pipeline.prune import PruningStage, check_prompts
 from secateur.pipeline.pruning_facts import calibration_facts, warnings
 from secateur.pipeline.reporter import Reporter
 from secateur.pipeline.store import build
@@ -138,8 +138,11 @@ class _Run:
     def _batches(self, building: _Building) -> Sequence[Batch]:
         calibration = self.calibrations[building.number]
         assert calibration is not None
-        sequences = [sample.token_ids for sample in load_set(calibration).samples]
-        return self.workers.portion(make_batches(sequences, building.stage.recipe.pruning.batch_size))
+        spec, samples = building.stage.recipe.pruning, load_set(calibration).samples
+        check_prompts(samples, calibration, spec.prompt_weight)
+        prompts = [sample.prompt_tokens for sample in samples]
+        sequences = [sample.token_ids for sample in samples]
+        return self.workers.portion(make_batches(sequences, spec.batch_size, prompts, spec.prompt_weight))
 
     def _hidden(self, building: _Building) -> HiddenStates:
         return HiddenStates(hidden_budget(building.stage), building.folder)

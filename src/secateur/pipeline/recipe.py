@@ -38,7 +38,9 @@ class Part(Spec):
     """A source and its share of a mixture."""
 
     source: str = Field(description="self, a registered source, a file, or a Hub data set ORG/NAME[:SUBSET]")
-    weight: float = Field(default=1.0, gt=0, description="its share, relative to the others' weights")
+    weight: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="its share, relative to the others' weights"
+    )
     text_key: str = Field(default="text", description="key or column of the text in files and data sets")
 
 
@@ -82,15 +84,17 @@ class CalibrationSpec(Spec):
     length: int | None = Field(
         default=None, ge=2, description="tokens each; null: 2048, or the model's positions if fewer"
     )
-    packing: Literal["concat", "document", "whole"] = Field(
-        default="concat", description="join and cut; one window a document; or documents as they are, cut at length"
+    packing: Literal["concat", "document", "whole", "paper", "paper-document", "paper-joined"] = Field(
+        default="concat",
+        description="join and cut; one window a document; documents as they are, cut at length; or as the paper's program "
+        "does: random windows of long documents, or of all joined (paper: which of the two it has for the source)",
     )
     bos: Literal["auto", "none", "sample", "document"] = Field(
         default="auto", description="where the begin token stands; auto: in every sample if the tokenizer adds one"
     )
     pool: int = Field(default=8, ge=1, description="concat draws windows from this many times the asked tokens")
     text_key: str = Field(default="text", description="key or column of the text in files and data sets")
-    split: str = Field(default="train", description="split of a Hub data set")
+    split: str = Field(default="train", description="split of a Hub data set or named corpus")
     revision: str | None = Field(default=None, description="revision of a Hub data set")
     filters: list[NamedOrText] | None = Field(
         default=None,
@@ -120,6 +124,12 @@ class PruningSpec(Spec):
     min_expert_tokens: int = Field(
         default=64, ge=0, description="an expert of a mixture that saw fewer tokens is pruned by magnitude"
     )
+    prompt_weight: float = Field(
+        default=1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of prompt tokens in the statistics, beside 1 for those after; 0: completion only",
+    )
     permute: bool = Field(
         default=False,
         description="N:M: reorder the hidden channels of MLPs so that more is kept, where the block computes the same",
@@ -147,7 +157,7 @@ class EvaluationSpec(Spec):
         description="a source of text; null: held-out library files for the bundled model, else WikiText-2",
     )
     text_key: str = Field(default="text", description="key or column of the text in files and data sets")
-    split: str = Field(default="test", description="split of a Hub data set")
+    split: str = Field(default="test", description="split of a Hub data set or named corpus")
     protocol: str | None = Field(
         default=None, description="concat-N or document; null: concat-2048, or fewer if the model has fewer positions"
     )

@@ -84,7 +84,7 @@ def prune_linear(
         sparsity=sparsity,
         pruned=pruned.mask.numel() - _count(pruned.mask),
         zeros=_count(result == 0),
-        tokens=found.tokens,
+        tokens=round(found.tokens, 3),
         seconds=time.perf_counter() - started,
         transposed=linear.transposed,
         notes={**pruned.notes, **notes},

@@ -209,7 +209,7 @@ class _Run:
         stats = new_statistics(head, self.kinds, self.skeleton.device)
         if self.kinds:
             for batch, inputs in zip(batches, capture_head_inputs(self.skeleton, batches, activations), strict=True):
-                stats.update(inputs, batch.mask)
+                stats.update(inputs, batch.counted)
             self.setting.workers.reduce([stats])
         self.skeleton.load_head()
         for job in self.jobs:

@@ -11,7 +11,8 @@ from secateur.journal import Journal
 @dataclass(frozen=True)
 class LinearRecord:
     """One pruned linear. ``sparsity`` was asked, ``pruned`` weights went, ``zeros`` are zero in the saved tensor (a
-    weight that was kept may have been zero before). ``tokens``: calibration tokens behind its statistics.
+    weight that was kept may have been zero before). ``tokens``: calibration tokens behind its statistics, those of
+    prompts by their weight.
 
     ``order``: if not empty, its inputs were reordered: place p has the dense model's input ``order[p]``. ``moved``: the
     stored tensors whose rows were put in that order with them, by key, and the dimension the rows lie along
@@ -25,7 +26,7 @@ class LinearRecord:
     sparsity: float
     pruned: int
     zeros: int
-    tokens: int
+    tokens: float
     seconds: float
     transposed: bool = False
     notes: dict[str, float] = field(default_factory=dict)

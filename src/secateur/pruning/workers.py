@@ -70,9 +70,9 @@ class Workers:
                 for statistic in stats:
                     for tensor in statistic.sums():
                         dist.all_reduce(tensor)
-                    tokens = torch.tensor([statistic.tokens], device=statistic.device)
+                    tokens = torch.tensor([statistic.tokens], dtype=torch.float64, device=statistic.device)
                     dist.all_reduce(tokens)
-                    statistic.merged(int(tokens))
+                    statistic.merged(tokens.item())
 
     def once(self, make: Callable[[], Made], number: int = 0) -> Made:
         """``make()`` in one process, chosen by ``number``; all get what it made, or raise what it raised."""

@@ -29,12 +29,12 @@ class Gram(Statistic):
         self._edges = [inputs * panel // panels for panel in range(panels + 1)]
         self._mirrored = True
 
-    def add(self, rows: Tensor) -> None:
+    def add(self, rows: Tensor, weight: float = 1) -> None:
         exact_in_bf16 = rows.dtype == torch.bfloat16
         rows = rows.float()
         with _bf16_products(exact_in_bf16):
             for start, stop in pairwise(self._edges):
-                self._lower[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
+                self._lower[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop], alpha=weight)
         self._mirrored = False
 
     @property
@@ -62,7 +62,7 @@ class Gram(Statistic):
 
     def mean(self) -> Tensor:
         """``X^T X / tokens``, fp32 ``[inputs, inputs]``."""
-        return self.matrix / max(self.tokens, 1)
+        return self.matrix / (self.tokens or 1)
 
 
 @contextmanager

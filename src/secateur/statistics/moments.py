@@ -24,15 +24,15 @@ class Moments(Statistic):
         self.totals = torch.zeros(inputs, dtype=torch.float64, device=self.device)
         self.squares = torch.zeros(inputs, dtype=torch.float64, device=self.device)
 
-    def add(self, rows: Tensor) -> None:
+    def add(self, rows: Tensor, weight: float = 1) -> None:
         if not rows.shape[0]:
             return  # the mean of no tokens is NaN
         rows = rows.float()
         center = rows.mean(dim=0)
         around = rows - center
         total, center = around.sum(dim=0).double(), center.double()  # the total is not quite 0: fp32 rounded the mean
-        self.totals += total + rows.shape[0] * center
-        self.squares += around.square_().sum(dim=0).double() + center * (2 * total + rows.shape[0] * center)
+        self.totals += weight * (total + rows.shape[0] * center)
+        self.squares += weight * (around.square_().sum(dim=0).double() + center * (2 * total + rows.shape[0] * center))
 
     def sums(self) -> list[Tensor]:
         return [self.totals, self.squares]
@@ -42,9 +42,9 @@ class Moments(Statistic):
 
     def mean(self) -> Tensor:
         """``E[x_j]``, fp32 ``[inputs]``."""
-        return (self.totals / max(self.tokens, 1)).float()
+        return (self.totals / (self.tokens or 1)).float()
 
     def variance(self) -> Tensor:
         """``E[(x_j - E[x_j])^2]`` over all tokens, fp32 ``[inputs]``."""
-        count = max(self.tokens, 1)
+        count = self.tokens or 1
         return (self.squares / count - (self.totals / count).square()).clamp_(min=0).float()

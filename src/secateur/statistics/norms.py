@@ -18,8 +18,8 @@ class ColumnNorms(Statistic):
         super().__init__(inputs, device)
         self.squares = torch.zeros(inputs, dtype=torch.float64, device=self.device)
 
-    def add(self, rows: Tensor) -> None:
-        self.squares += rows.float().square().sum(dim=0)
+    def add(self, rows: Tensor, weight: float = 1) -> None:
+        self.squares += weight * rows.float().square().sum(dim=0).double()
 
     def sums(self) -> list[Tensor]:
         return [self.squares]
@@ -29,4 +29,4 @@ class ColumnNorms(Statistic):
 
     def norms(self) -> Tensor:
         """``||X_j||_2 / sqrt(tokens)``: the root mean square of each channel, fp32 ``[inputs]``."""
-        return (self.squares / max(self.tokens, 1)).sqrt().float()
+        return (self.squares / (self.tokens or 1)).sqrt().float()
