@@ -40,7 +40,7 @@ def test_2_4_is_read_as_it_is_written_quoted_or_not(written, text):
         ("calibration:\n  samples: '12'", "line 2: calibration.samples: .* found '12'"),
         ("calibration:\n  samples: 0", "greater than or equal to 1"),
         ("calibration:\n  samples: yes", "found 'yes'"),
-        ("calibration:\n  packing: both", "'concat', 'document' or 'whole'"),
+        ("calibration:\n  packing: both", "'concat', 'document', 'whole', 'paper', "),
         ("pruning:\n  pattern: 4:2", "did you mean '2:4'"),
         ("pruning: [", "is not valid YAML"),
         ("pruning:\n  pattern: a\n  pattern: b", "is not valid YAML"),

@@ -1,33 +1,36 @@
-"""From documents to samples of one length: the same two rules for every source, generated text included."""
+"""From documents to samples of one length: the same rules for every source, generated text included."""
 
 from __future__ import annotations
 
 import bisect
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
+from secateur.calibration.document import Document
+from secateur.calibration.paper_packing import joined, long_documents
 from secateur.calibration.sample import CalibrationSet, Sample
 from secateur.errors import CalibrationError
 
-Rule = Literal["concat", "document", "whole"]
+PaperRule = Literal["paper-document", "paper-joined"]
+"""The two ways of the paper's program (``paper_packing``): random windows of random long documents, and random windows
+of all texts joined. They may overlap, and special tokens stand where the tokenizer puts them."""
+
+Rule = Literal["concat", "document", "whole", "paper", PaperRule]
 """``concat``: documents are joined and cut into windows, which may span documents. ``document``: one window of one
-document that is long enough. ``whole``: a document as it is, cut at the length; samples differ in length."""
+document that is long enough. ``whole``: a document as it is, cut at the length; samples differ in length. ``paper``:
+whichever of its two rules the paper has for the source (``Packing.of``)."""
 
-BosPolicy = Literal["none", "sample", "document"]
-"""Where the begin token stands: nowhere, first in every sample, or first in every document."""
+PAPER_RULES = ("paper", "paper-document", "paper-joined")
 
+BosPolicy = Literal["none", "sample", "document", "tokenizer"]
+"""Where the begin token stands: nowhere, first in every sample, first in every document, or (the paper's rules) already
+among a document's tokens, as the tokenizer has it."""
 
-@dataclass(frozen=True)
-class Document:
-    """A text as tokens, without begin and end token. ``ended``: it is whole, so an end token may follow it.
-    ``prompt_tokens``: how many of them the model was given rather than wrote."""
-
-    token_ids: tuple[int, ...]
-    ended: bool = True
-    origin: str = ""
-    prompt_tokens: int = 0
+Draw = Callable[[Any, int, random.Random], tuple[list[Sample], dict[str, int]]]
+"""Documents, how many samples, and what draws: the samples and an account of them."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +52,39 @@ class Packing:
         """Tokens of a sample that come from documents."""
         return self.length - (self.bos_policy == "sample" and self.bos is not None)
 
-    def pack(self, documents: Iterable[Document], samples: int, seed: int, source: str) -> CalibrationSet:
-        """Exactly ``samples`` samples, drawn by ``seed``; windows do not overlap.
+    def of(self, own: PaperRule) -> Packing:
+        """The packing of one source, ``own`` being the paper's rule for it."""
+        return replace(self, rule=own) if self.rule == "paper" else self
 
-        Raises ``CalibrationError`` with the counts when the documents do not yield as many.
+    def pack(self, documents: Iterable[Document], samples: int, seed: int, source: str) -> CalibrationSet:
+        """Exactly ``samples`` samples, drawn by ``seed``; windows overlap under the paper's rules only.
+
+        ``documents``: a sequence under ``paper-document``. Raises ``CalibrationError`` with the counts when they do not
+        yield as many.
         """
-        rng = random.Random(seed)
-        rules = {"concat": self._concat, "document": self._one_each, "whole": self._as_they_are}
-        found, account = rules[self.rule](documents, samples, rng)
+        rng, seen = random.Random(seed), set[int]()
+        rules: dict[str, Draw] = {
+            "concat": self._concat,
+            "document": self._one_each,
+            "whole": self._as_they_are,
+            "paper-document": partial(long_documents, self.length),
+            "paper-joined": partial(joined, self.length),
+        }
+        read = documents if self.rule in PAPER_RULES else _noting(documents, seen)
+        found, account = rules[self.rule](read, samples, rng)
         if len(found) < samples:
-            hint = (
-                "take fewer or shorter samples, or a larger source"
-                if not account.get("documents_too_short")
-                else "use calibration.packing=concat, take shorter samples, or a source with longer documents"
-            )
+            hint = "take fewer or shorter samples, or a larger source"
+            if self.rule == "paper-joined":
+                hint = "take shorter samples, or a larger source: its texts joined must have more tokens than a sample"
+            elif account.get("documents_too_short"):
+                hint = "use calibration.packing=concat, take shorter samples, or a source with longer documents"
             raise CalibrationError(
                 f"{samples} samples of {self.length} tokens were asked of {source!r}, but it yields {len(found)}: "
                 + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in account.items())
                 + f". To go on, {hint}."
             )
+        account |= {} if self.rule in PAPER_RULES else {"distinct_documents": len(seen)}
+        account |= {"windows": len(found), "distinct_windows": len({sample.token_ids for sample in found})}
         return CalibrationSet(tuple(found), account)
 
     def _concat(
@@ -99,8 +116,6 @@ class Packing:
         found: list[Sample] = []
         read = short = tokens = 0
         for document in documents:
-            if len(found) == samples:
-                break
             ids = self._with_specials(document)
             read += 1
             tokens += len(ids)
@@ -109,6 +124,8 @@ class Packing:
                 continue
             start = rng.randint(0, len(ids) - self.content)
             found.append(self._sample(ids[start : start + self.content], document.origin))
+            if len(found) == samples:
+                break
         cut = tokens - len(found) * self.content
         return found, {
             "documents_read": read,
@@ -123,31 +140,41 @@ class Packing:
         found: list[Sample] = []
         read = cut = 0
         for document in documents:
-            if len(found) == samples:
-                break
             read += 1
-            ids = self._with_specials(document)
+            ids = self._with_specials(document, document.end)
             if not document.token_ids:
                 continue
-            begin = self.length - self.content + (self.bos_policy == "document" and self.bos is not None)
+            own = self.bos_policy == "document" and self.bos is not None and document.begun
+            begin = self.length - self.content + own
             sample = self._sample(ids[: self.content], document.origin)
             prompt = min(document.prompt_tokens and document.prompt_tokens + begin, len(sample.token_ids))
             found.append(replace(sample, prompt_tokens=prompt, finish="eos" if document.ended else "length"))
             cut += max(0, len(ids) - self.content)
+            if len(found) == samples:
+                break
         rng.shuffle(found)
         return found, {"documents_read": read, "tokens_cut": cut}
 
-    def _with_specials(self, document: Document) -> list[int]:
+    def _with_specials(self, document: Document, end: int | None = None) -> list[int]:
+        """Begin and end token added, the end being ``end`` if given."""
+        end = self.eos if end is None else end
         ids = list(document.token_ids)
-        if self.bos_policy == "document" and self.bos is not None:
+        if self.bos_policy == "document" and self.bos is not None and document.begun:
             ids.insert(0, self.bos)
-        if document.ended and self.eos is not None:
-            ids.append(self.eos)
+        if document.ended and end is not None:
+            ids.append(end)
         return ids
 
     def _sample(self, content: list[int], origin: str) -> Sample:
         first = [self.bos] if self.content < self.length and self.bos is not None else []
         return Sample(tuple(first + content), origin=origin)
+
+
+def _noting(documents: Iterable[Document], seen: set[int]) -> Iterator[Document]:
+    """The documents as they come; ``seen`` gets a hash of each."""
+    for document in documents:
+        seen.add(hash(document.token_ids))
+        yield document
 
 
 def _origin(origins: list[tuple[int, str]], position: int) -> str:

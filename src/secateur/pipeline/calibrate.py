@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from secateur.calibration.packing import Packing
+from secateur.calibration.packing import PAPER_RULES, BosPolicy, Packing
+from secateur.calibration.reads import Reads
 from secateur.calibration.sample import CalibrationSet, read_samples
-from secateur.calibration.sources.resolve import MIXTURE, SELF, resolve_source
+from secateur.calibration.sources.resolve import MIXTURE, SELF, resolve_source, resolve_text_source
 from secateur.errors import ModelError, RecipeError, UsageError
 from secateur.models.loading import load_tokenizer, pick_device
-from secateur.models.skeleton import read_config
 from secateur.pipeline.calibration_stage import (
     SAMPLES,
     CalibrationStage,
@@ -33,9 +34,10 @@ from secateur.pipeline.components import (
     resolve_model,
 )
 from secateur.pipeline.recipe import CalibrationSpec, Part, Recipe
+from secateur.pipeline.set_facts import vocabulary_facts
 from secateur.pipeline.store import read_manifest
 
-FORMAT = 2
+FORMAT = 3
 
 
 def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> CalibrationStage:
@@ -69,15 +71,24 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
         "samples": spec.samples,
         "length": packing.length,
         "packing": spec.packing,
-        "bos": packing.bos_policy,
+        "bos": "auto" if spec.packing in PAPER_RULES else packing.bos_policy,
         "filters": [named.model_dump() for named in filters_of(recipe)],
         "selection": spec.selection.model_dump(),
         "source_fingerprint": [part.source.fingerprint() if part.source else None for part in parts],
     }
+    if read := _read_besides(recipe, [*(judge.reads for judge in filters), selection.reads]):
+        resolved["reads"] = read
     if spec.source == MIXTURE:
         resolved["mixture"] = [part.model_dump() for part in spec.mixture]
+        if spec.filters is None and resolved["filters"]:
+            resolved |= {"filters": None, "own_filters": resolved["filters"]}
     device = pick_device(recipe.device).partition(":")[0]
     if any(part.source is None for part in parts):
+        if spec.packing == "paper-document":
+            raise UsageError(
+                "calibration.packing=paper-document needs texts longer than a sample, and generated ones are as long as one; "
+                "use paper-joined (which paper means for them), concat or document."
+            )
         sampling_of(recipe)
         make_engine(recipe)
         material = material_of(recipe, tokenizer)
@@ -98,10 +109,17 @@ def _packing(recipe: Recipe, model: ResolvedModel, tokenizer: PreTrainedTokenize
             f"Samples of {length} tokens were asked for, but {model.name} was made for {model.positions} positions; "
             f"set calibration.length to at most {model.positions}."
         )
-    policy = spec.bos
+    policy: BosPolicy | Literal["auto"] = spec.bos
+    if spec.packing in PAPER_RULES:
+        if policy != "auto":
+            raise UsageError(
+                f"calibration.packing={spec.packing} has special tokens where the tokenizer puts them; leave calibration.bos "
+                f"at auto, not {policy}."
+            )
+        policy = "tokenizer"
     if policy == "auto":
         policy = "sample" if begin_token(tokenizer) is not None else "none"
-    if policy != "none" and tokenizer.bos_token_id is None:
+    if policy in ("sample", "document") and tokenizer.bos_token_id is None:
         raise UsageError(
             f"The tokenizer of {model.name} has no begin token; set calibration.bos to none, not {policy}."
         )
@@ -127,6 +145,20 @@ def _parts(spec: CalibrationSpec) -> list[Part]:
     return spec.mixture
 
 
+def _read_besides(recipe: Recipe, reads: Sequence[Reads]) -> dict[str, str]:
+    """What filters and selection read, by name, each with what identifies its content."""
+    spec = recipe.calibration
+    found = {name: resolve_text_source(name, spec.text_key).fingerprint() for one in reads for name in one.sources}
+    found |= {name: resolve_model(name).digest for one in reads for name in one.models}
+    for folder in (folder for one in reads for folder in one.sets):
+        if existing_set(folder) is None:
+            raise UsageError(
+                f"{folder} is no finished calibration set, so no samples can be chosen to be like its own."
+            )
+        found[folder] = digest_of_set(Path(folder))
+    return found
+
+
 def existing_set(source: str) -> Path | None:
     """The folder, when the source is a finished calibration set that Secateur made."""
     folder = Path(source)
@@ -135,14 +167,21 @@ def existing_set(source: str) -> Path | None:
 
 
 def check_set(folder: Path, model: ResolvedModel) -> None:
-    """Raise ``ModelError`` when a finished set has tokens that the model does not."""
-    largest = max(max(sample.token_ids) for sample in load_set(folder).samples)
-    vocabulary = read_config(model.folder).get_text_config().vocab_size
-    if largest >= vocabulary:
-        made_for = (read_manifest(folder) or {})["model"]["name"]
+    """Raise ``ModelError`` when a finished set has tokens that the model does not, or that it reads as others."""
+    manifest = read_manifest(folder) or {}
+    largest = max((max(sample.token_ids, default=0) for sample in load_set(folder).samples), default=0)
+    facts = vocabulary_facts(model.folder, load_tokenizer(model.folder))
+    known = f" (a vocabulary of {manifest['vocabulary']:,})" if "vocabulary" in manifest else ""
+    origin = f"The calibration set {folder} was made for {manifest['model']['name']}{known}"
+    if largest >= facts["vocabulary"]:
         raise ModelError(
-            f"The calibration set {folder} was made for {made_for} and holds the token {largest}, but {model.name} has only "
-            f"{vocabulary} tokens; make a set for this model."
+            f"{origin} and holds the token {largest}, but {model.name} has only {facts['vocabulary']} tokens; make a set for "
+            "this model."
+        )
+    if manifest.get("tokenizer", facts["tokenizer"]) != facts["tokenizer"]:
+        raise ModelError(
+            f"{origin}, whose tokenizer is another than that of {model.name} (a vocabulary of {facts['vocabulary']:,}): the "
+            "same ids are other text there. Make a set for this model."
         )
 
 

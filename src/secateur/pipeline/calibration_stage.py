@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from secateur.calibration.filters.base import Filter, Verdict, apply_filters
+from secateur.calibration.document import Document
+from secateur.calibration.filters.base import Filter, Verdict, apply_filters, tally
 from secateur.calibration.packing import Packing
 from secateur.calibration.sample import CalibrationSet, Sample, write_samples
 from secateur.calibration.selection.base import Selection
-from secateur.calibration.sources.base import Source
+from secateur.calibration.sources.base import Source, Texts
 from secateur.calibration.sources.resolve import resolve_text_source
 from secateur.errors import CalibrationError
 from secateur.generation.engine import Sampling
@@ -27,10 +28,13 @@ from secateur.pipeline.context import ModelContext
 from secateur.pipeline.provenance import Phases, environment
 from secateur.pipeline.recipe import Part, Recipe
 from secateur.pipeline.reporter import Reporter
+from secateur.pipeline.set_facts import generation_facts, vocabulary_facts, warnings_of
 from secateur.pipeline.store import DIGEST_SHOWN, build, digest_of
 
 SAMPLES = "samples.jsonl"
 KEPT, DROPPED, UNCHOSEN, JOURNAL = "kept.jsonl", "dropped.jsonl", "unchosen.jsonl", "generations{}.journal"
+MOST_DRAWN = 8
+"""At most so many times the windows first drawn, where filters drop more than could be known."""
 POOL_OF_OWN_TEXT = 10**9  # windows are drawn from all that was kept, however much that is
 
 
@@ -96,14 +100,21 @@ class CalibrationStage:
         phases = Phases()
         result = CalibrationRun(self, folder, phases, reporter).make()
         write_samples(folder / SAMPLES, result.samples, self.decode(result.samples))
+        accounts: Any = result.account if len(self.parts) > 1 else {self.parts[0].name: result.account}
+        prompted = self.style.uses_sources and self.recipe.calibration.generation.prefix_tokens > 0
+        warnings = warnings_of(accounts, prompted)
+        for warning in warnings:
+            reporter.note(warning)
         return {
             "kind": "calibration",
             "model": {"name": self.model.name, "digest": self.model.digest, "revision": self.model.revision},
+            **vocabulary_facts(self.model.folder, self.tokenizer),
             "source": self.recipe.calibration.source,
             "set_digest": result.digest,
             "samples": len(result.samples),
             "tokens": result.tokens,
             "account": result.account,
+            "warnings": warnings,
             "seed": self.recipe.seed,
             "phases": phases.found,
             **environment(),
@@ -153,7 +164,7 @@ class CalibrationRun:
     def _own(self, number: int, samples: int) -> CalibrationSet:
         """Let the model write, filter, and pack what is kept."""
         stage, spec = self.stage, self.stage.recipe.calibration
-        generation, packing = spec.generation, stage.packing
+        generation, packing = spec.generation, stage.packing.of("paper-joined")
         with self.phases.phase("load"):
             engine = self.context.engine
         material = stage.material
@@ -166,38 +177,64 @@ class CalibrationRun:
             stage.filters,
             generation.batch_size,
             stage.recipe.seed,
-            material.bos,
+            material,
             self.context,
         )
-        window = packing.content if packing.rule != "concat" else None
+        window = packing.content if packing.rule in ("document", "whole") else None
         goal = Goal(samples * packing.content, generation.generations, window, packing.rule == "whole")
         journal = Journal(self.folder / JOURNAL.format(number or ""))
         with self.phases.phase("generate"):
             generated = writer.run(goal, journal, self.reporter.advance("generations"))
         self._note(generated.samples, generated.verdicts)
-        packed = replace(packing, pool=POOL_OF_OWN_TEXT).pack(
-            generated.documents(material.bos, engine.end_tokens), samples, stage.recipe.seed, "self"
-        )
+        documents: Iterable[Document] = generated.documents(material.bos, engine.end_tokens)
+        if packing.rule == "paper-joined":
+            documents = self._written(generated).paper_joined(stage.tokenizer, stage.recipe.seed)
+        try:
+            packed = replace(packing, pool=POOL_OF_OWN_TEXT).pack(documents, samples, stage.recipe.seed, "self")
+        except CalibrationError as error:
+            if dropped := tally(generated.verdicts):
+                raise CalibrationError(f"{error} The filters dropped ({dropped}).") from error
+            raise
         return replace(packed, account=packed.account | generation_facts(generated))
 
+    def _written(self, generated: Generated) -> Texts:
+        """What was kept, as the paper's program stores it: text, to be tokenised again."""
+        kept = [sample for sample, verdict in zip(generated.samples, generated.verdicts, strict=True) if verdict.keep]
+        return Texts("self", [(f"self#{number}", text) for number, text in enumerate(self.context.texts(kept))])
+
     def _drawn(self, source: Source, samples: int) -> CalibrationSet:
-        """Draw windows from a source; more of them when filters are to judge them."""
+        """Draw windows from a source; more of them when filters are to judge them, and again more if too few are kept."""
         stage, seed = self.stage, self.stage.recipe.seed
-        share = math.prod(judge.keeps for judge in stage.filters)
+        filters = stage.filters if stage.recipe.calibration.filters is not None else []
+        share = math.prod(judge.keeps for judge in filters)
+
+        def draw(asked: int) -> CalibrationSet:
+            packing = stage.packing.of(source.paper_rule)
+            documents = source.for_rule(packing.rule, stage.tokenizer, seed)
+            return packing.pack(documents, asked, seed, source.name)
+
+        asked = math.ceil(samples / share)
         with self.phases.phase("draw"):
-            asked = math.ceil(samples / share)
-            drawn = stage.packing.pack(source.documents(stage.tokenizer, seed), asked, seed, source.name)
-        if not stage.filters:
+            drawn = draw(asked)
+        if not filters:
             return drawn
         with self.phases.phase("filter"):
-            verdicts = apply_filters(stage.filters, drawn.samples, self.context)
+            verdicts = apply_filters(filters, drawn.samples, self.context)
+            most, no_more = MOST_DRAWN * asked, ""
+            while 0 < (count := sum(verdict.keep for verdict in verdicts)) < samples and asked < most:
+                try:
+                    drawn = draw(min(most, asked * samples // count + 1))
+                except CalibrationError as error:
+                    no_more = f" More windows could not be drawn: {error}"
+                    break
+                asked = len(drawn.samples)
+                verdicts = apply_filters(filters, drawn.samples, self.context)
         self._note(drawn.samples, verdicts)
         kept = [sample for sample, verdict in zip(drawn.samples, verdicts, strict=True) if verdict.keep]
         if len(kept) < samples:
-            reasons = sorted({verdict.reason for verdict in verdicts if not verdict.keep})
             raise CalibrationError(
                 f"{samples} samples were asked of {source.name!r}, but the filters kept {len(kept)} of {asked} windows "
-                f"({'; '.join(reasons[:3])}); loosen calibration.filters, or ask for fewer."
+                f"({tally(verdicts)}); loosen calibration.filters, or ask for fewer.{no_more}"
             )
         facts = {"windows_drawn": asked, "windows_dropped": asked - len(kept)}
         return CalibrationSet(tuple(kept[:samples]), drawn.account | facts)
@@ -213,20 +250,8 @@ class CalibrationRun:
         files += [(UNCHOSEN, judged.unchosen)] if judged.unchosen else []
         for name, entries in files:
             samples = [sample for sample, _ in entries]
-            extra = [{"value": verdict.value, "reason": verdict.reason} for _, verdict in entries]
+            extra = [{"value": verdict.value, "reason": verdict.reason, "filter": verdict.by} for _, verdict in entries]
             write_samples(self.folder / name, samples, self.stage.decode(samples), extra)
-
-
-def generation_facts(generated: Generated) -> dict[str, Any]:
-    samples = generated.samples
-    prompts = {sample.token_ids[: sample.prompt_tokens] for sample in samples}
-    return {
-        "generations": len(samples),
-        "generations_dropped": sum(not verdict.keep for verdict in generated.verdicts),
-        "generations_ended_by_model": sum(sample.finish == "eos" for sample in samples),
-        "tokens_generated": sum(len(sample.token_ids) - sample.prompt_tokens for sample in samples),
-        "distinct_prompts": len(prompts),
-    }
 
 
 def shares(weights: Sequence[float], samples: int) -> list[int]:

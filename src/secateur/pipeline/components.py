@@ -34,6 +34,7 @@ DECIDING_FILES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
@@ -73,7 +74,10 @@ def make_engine(recipe: Recipe) -> EngineSettings:
 def filters_of(recipe: Recipe) -> list[Named]:
     if recipe.calibration.filters is not None:
         return recipe.calibration.filters
-    return list(GENERATED_FILTERS) if recipe.calibration.source == "self" else []
+    own = any(
+        name == "self" for name in (recipe.calibration.source, *(part.source for part in recipe.calibration.mixture))
+    )
+    return list(GENERATED_FILTERS) if own else []
 
 
 def _make(registry: Registry, named: Named) -> Any:

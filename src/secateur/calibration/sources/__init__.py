@@ -1,8 +1,10 @@
-"""Where calibration text comes from. One file a source; this table names those that need no argument."""
+"""Where calibration text comes from. One file a source; corpora with a name stand in ``presets``."""
 
+from secateur.calibration.sources.presets import PRESETS
 from secateur.registry import Entry, Registry
 
 _TEXTS = "secateur.calibration.sources.python_texts"
+_NAMED = "secateur.calibration.sources.named"
 
 SOURCES = Registry(
     "source",
@@ -33,5 +35,6 @@ SOURCES = Registry(
             "secateur.calibration.sources.corpus:CorpusSource",
             "A Hub data set, streamed: ORG/NAME or ORG/NAME:SUBSET.",
         ),
+        *(Entry(preset.name, f"{_NAMED}:{preset.name}", preset.summary) for preset in PRESETS.values()),
     ],
 )

@@ -9,6 +9,8 @@ from secateur.calibration.sources import SOURCES
 from secateur.calibration.sources.base import Source, TextSource
 from secateur.calibration.sources.corpus import CorpusSource
 from secateur.calibration.sources.files import KINDS, FileSource
+from secateur.calibration.sources.named import open_corpus
+from secateur.calibration.sources.presets import PRESETS
 from secateur.errors import UsageError
 
 WITH_ARGUMENT = {"file": FileSource, "corpus": CorpusSource}
@@ -16,7 +18,7 @@ SELF, MIXTURE = "self", "mixture"
 
 
 def resolve_source(name: str, text_key: str = "text", split: str = "train", revision: str | None = None) -> Source:
-    """The source called ``name``: ``prose``, a path, ``ORG/NAME[:SUBSET]``, or explicitly ``file:…``, ``corpus:…``.
+    """The source called ``name``: ``prose``, ``c4``, a path, ``ORG/NAME[:SUBSET]``, or explicitly ``file:…``, ``corpus:…``.
 
     Raises ``UnknownNameError`` with the nearest names when it is none of these.
     """
@@ -31,9 +33,14 @@ def resolve_source(name: str, text_key: str = "text", split: str = "train", revi
         raise UsageError(
             f"The source {kind!r} needs to be told which: write {kind}:{'PATH' if kind == 'file' else 'ORG/NAME'}."
         )
+    if name in PRESETS:
+        return open_corpus(name, text_key, split, revision) or SOURCES.load(name)()
     if name not in SOURCES.entries():
         if Path(name).expanduser().exists() or name.endswith(KINDS):
             return FileSource(name, text_key)
+        local = open_corpus(name, text_key, split, revision)
+        if local is not None:
+            return local
         if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
             return CorpusSource(name, text_key, split, revision)
     return SOURCES.load(name)()
