@@ -5,13 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.api import Result, evaluate, generate, prune, prune_together
+    from secateur.api import (
+        Result,
+        evaluate,
+        export_set,
+        find_mixture,
+        generate,
+        import_set,
+        profile,
+        prune,
+        prune_together,
+    )
     from secateur.pipeline.recipe import Recipe
     from secateur.pipeline.recipe_file import load_recipe
 
 __version__ = "0.1.0"
 
-__all__ = ["Recipe", "Result", "evaluate", "generate", "load_recipe", "prune", "prune_together"]
+__all__ = [
+    "Recipe",
+    "Result",
+    "evaluate",
+    "export_set",
+    "find_mixture",
+    "generate",
+    "import_set",
+    "load_recipe",
+    "profile",
+    "prune",
+    "prune_together",
+]
 
 _HOMES = {"Recipe": "secateur.pipeline.recipe", "load_recipe": "secateur.pipeline.recipe_file"}
 

@@ -1,4 +1,5 @@
-"""The library's front door: prune, generate, evaluate. Each takes a recipe and returns what was made.
+"""The library's front door: prune, generate, evaluate take a recipe and return what was made; export_set and import_set
+share calibration sets with other tools.
 
 from secateur import Recipe, prune
 result = prune(Recipe(model="reference"))
@@ -7,7 +8,7 @@ result.folder                      # load it with transformers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,19 @@ from secateur.pipeline.evaluate import (
     memory_needed,
     plan_evaluation,
 )
+from secateur.pipeline.exchange import Exported, plan_export, plan_import
+from secateur.pipeline.mixing import Mixture, plan_mixture
+from secateur.pipeline.mixing_plan import Search
+from secateur.pipeline.profile import plan_profile
 from secateur.pipeline.provenance import machine_memory
 from secateur.pipeline.prune import PruningStage, check_request, plan_prune, refuse_same_place, refuse_unlike
 from secateur.pipeline.pruning_run import run_together
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe import Part, Recipe
 from secateur.pipeline.reporter import Reporter
 from secateur.pipeline.store import DEFAULT_STORE, disk_error, read_manifest
 from secateur.pruning.workers import Workers
 from secateur.reports.model_card import model_card
+from secateur.reports.profile_page import PAGE, profile_page
 from secateur.reports.set_card import set_card
 
 CARD = "README.md"
@@ -55,6 +61,32 @@ def generate(
     folder = stage.run(out or stage.folder(store), reporter)
     _write_card(folder, set_card)
     return Result(folder, read_manifest(folder) or {}, folder)
+
+
+def export_set(
+    folder: Path | str, out: Path | str, format: str | None = None, pad: bool = False, model: str | None = None
+) -> Exported:
+    """Write a finished calibration set to ``out`` for other tools: a folder with a card, or a file named as its format.
+
+    ``format``: hf, parquet, jsonl, jsonl.gz or text (``None``: what ``out`` is named as, else hf). ``pad``: fill all rows
+    up to the longest, masked. ``model``: where the tokenizer is, if the set's own model is not where it was.
+    """
+    return plan_export(Path(folder), Path(out), format, pad, model).run(set_card)
+
+
+def import_set(
+    data: Path | str | Iterable[Mapping[str, Any]],
+    model: str,
+    out: Path | None = None,
+    store: Path = Path(DEFAULT_STORE),
+    reporter: Reporter | None = None,
+) -> Result:
+    """Make a calibration set for ``model``, in ``out`` or in the store, of token ids from elsewhere: a file, a folder, or
+    rows with ``input_ids`` and, where there is padding, ``attention_mask``."""
+    plan = plan_import(data, model, reporter)
+    final = plan.run(out or plan.folder(store))
+    _write_card(final, set_card)
+    return Result(final, read_manifest(final) or {}, final)
 
 
 def prune(
@@ -152,9 +184,9 @@ def plan_run(recipe: Recipe, out: Path | None = None) -> RunPlan:
     return RunPlan(model, stage, plan_calibration(recipe, model))
 
 
-def _write_card(folder: Path, make: Callable[[Path], str], again: bool = False) -> None:
-    """Write README.md into a finished folder: where there is none, or ``again`` when there is more to say."""
-    path = folder / CARD
+def _write_card(folder: Path, make: Callable[[Path], str], again: bool = False, name: str = CARD) -> None:
+    """Write README.md (or ``name``) into a finished folder: where there is none, or ``again`` when there is more to say."""
+    path = folder / name
     if again or not path.exists():
         try:
             path.write_text(make(folder), encoding="utf-8")
@@ -180,6 +212,38 @@ def plan_evaluations(recipe: Recipe, against: str | None = None) -> list[Evaluat
     dense = resolve_model(against) if against else dense_model_of(model)
     stages = [plan_evaluation(recipe, model, dense)]
     return stages if dense is None else [*stages, plan_evaluation(recipe, dense)]
+
+
+def profile(
+    recipe: Recipe,
+    sets: Sequence[Path | str],
+    reference: str | None = None,
+    out: Path | None = None,
+    reporter: Reporter | None = None,
+    permutations: int | None = None,
+    min_k: float | None = None,
+) -> dict[str, Any]:
+    """What calibration sets are like, measured before anything is pruned: numbers by set and family, and between sets.
+
+    ``reference``: a source of text, a file or another set to compare with. ``out``: a folder for profile.json and a page
+    that shows it. ``permutations``: of MinHash; ``min_k``: the share of tokens that Min-K % looks at.
+    """
+    found = plan_profile(recipe, sets, reference, permutations, min_k).run(out, reporter or Reporter())
+    if out is not None:
+        _write_card(out, lambda _: profile_page(found), name=PAGE)
+    return found
+
+
+def find_mixture(
+    recipe: Recipe,
+    sources: Sequence[str | Part] = (),
+    search: Search | None = None,
+    store: Path = Path(DEFAULT_STORE),
+    reporter: Reporter | None = None,
+) -> Mixture:
+    """The weights of ``sources`` (empty: of the recipe's mixture) that make the validation loss of what the recipe prunes
+    least, from a fit to trials (``PowerLaw``); ``search`` says how many. Trials that the store has are not run again."""
+    return plan_mixture(recipe, sources, search).run(store, reporter or Reporter())
 
 
 def _evaluate_pruned(

@@ -15,10 +15,17 @@ COMMANDS = {
     "generate": "Make a calibration set only.",
     "evaluate": "Measure a model; a pruned one is compared with its dense model.",
     "inspect": "Say what a folder or a model is: sparsity, pattern, calibration data, provenance.",
+    "profile": "Say what calibration sets are like, before anything is pruned.",
+    "export": "Write a calibration set for other tools.",
+    "import": "Make a calibration set of token ids from elsewhere.",
+    "mix": "Find the weights of a mixture of calibration sources by trials.",
     "check": "Check a recipe against its model and say what it would do, without doing it.",
     "ls": "List methods, sources, filters, allocations, recipes, or runs.",
     "demo": "The main job on the bundled model, offline, as one table.",
 }
+
+PLACES = {"inspect": "inspect:inspect_", "import": "import_:import_"}
+"""Commands whose file or function cannot bear their name."""
 
 app = App(
     name="secateur",
@@ -29,7 +36,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 for _name, _help in COMMANDS.items():
-    app.command(f"secateur.cli.{_name}:{_name if _name != 'inspect' else 'inspect_'}", name=_name, help=_help)
+    app.command(f"secateur.cli.{PLACES.get(_name, f'{_name}:{_name}')}", name=_name, help=_help)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
