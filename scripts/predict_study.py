@@ -242,7 +242,8 @@ def correlations(sets: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]
                             strict=True,
                         )
                         if len(xs) > 4 and len(set(xs)) > 1:
-                            rhos.append(float(spearmanr(xs, ys).statistic))
+                            found_rho: Any = spearmanr(xs, ys)
+                            rhos.append(float(found_rho.statistic))
                     if len(rhos) > 1:
                         found.setdefault(key, {})[f"{value}, {method}, {target}"] = [
                             round(x, 4) for x in interval(rhos)

@@ -12,20 +12,22 @@ import torch
 from secateur.cli.main import app
 from secateur.masks import parse_pattern
 from secateur.methods import METHODS
+from secateur.pipeline.components import make_engine, make_filters, make_selection, make_style
 from secateur.pipeline.recipe_file import load_recipe
 from secateur.registry import Entry
 from secateur.statistics import ColumnNorms, InputStatistics
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "calibration-data.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def commands() -> list[str]:
-    joined = "\n".join(blocks("sh")).replace("\\\n", " ")
+    joined = "\n".join(blocks("sh") + blocks("sh", GUIDE)).replace("\\\n", " ")
     return [line for line in joined.splitlines() if line.startswith("secateur ")]
 
 
@@ -33,7 +35,7 @@ def commands() -> list[str]:
 def test_commands_in_the_readme_parse(command):
     words = shlex.split(command, comments=True)[1:]
     function, bound, *_ = app.parse_args(words, print_error=False, exit_on_error=False)
-    assert function.__name__ == words[0]
+    assert function.__name__.rstrip("_") == words[0]
     common = bound.arguments.get("common")
     sets = [entry for entry in (common.set_ if common else []) if "power" not in entry]
     load_recipe(common.recipe if common else None, sets)
@@ -43,6 +45,33 @@ def test_there_are_commands_to_check():
     assert len(commands()) >= 4
     assert "make demo" in "\n".join(README.splitlines()[:30])
     assert "make test" in "\n".join(README.splitlines()[:30])
+
+
+@pytest.mark.parametrize("setting", re.findall(r"--set ((?:[^'\s`]|'[^']*')+)", README + GUIDE))
+def test_settings_in_the_documents_are_known(setting):
+    if "power" not in setting:
+        load_recipe(None, [setting.replace("'", "")])
+
+
+def test_the_python_example_runs(llama, text_file, tmp_path, monkeypatch):
+    example = next(block for block in blocks("python") if "load_recipe(" in block)
+    small = {
+        "model": str(llama),
+        "calibration": {"samples": 3, "length": 24, "generation": {"prefixes": str(text_file)}},
+        "evaluation": {"text": str(text_file), "limit": 2},
+    }
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(example.replace('{"model": "reference"}', repr(small)), found)
+    assert found["result"].manifest["sparsity"] == pytest.approx(0.5)
+    assert str(llama) in found["result"].manifest["model"]["folder"]
+
+
+@pytest.mark.parametrize("text", blocks("yaml", GUIDE))
+def test_recipes_in_the_guide_are_valid(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text)
+    recipe = load_recipe(str(tmp_path / "r.yaml"))
+    assert [*make_filters(recipe), make_selection(recipe), make_style(recipe), make_engine(recipe)]
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
