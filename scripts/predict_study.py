@@ -162,13 +162,13 @@ def write_table(out: Path) -> None:
     sets = [entry for path in sorted(out.glob("sets-*.jsonl")) for entry in Journal(path).entries]
     cells = [entry for path in sorted(out.glob("cells-*.jsonl")) for entry in Journal(path).entries]
     lines = ["# Which calibration set prunes the bundled model best, and does a diagnosis tell beforehand?", ""]
-    lines += _quality(cells) + [""] + _controls(cells) + [""]
+    lines += [*_quality(cells), "", *_controls(cells), ""]
     results: dict[str, Any] = {}
     for title, left_out in (("all sets", ()), ("without random tokens", ("random",))):
         used = [entry for entry in sets if not any(word in entry["set"] for word in left_out)]
         found = correlations(used, cells)
         results[title] = found
-        lines += _correlation_table(title, len({entry["set"] for entry in used}), found) + [""]
+        lines += [*_correlation_table(title, len({entry["set"] for entry in used}), found), ""]
     (out / "table.md").write_text("\n".join(lines) + "\n")
     (out / "correlations.json").write_text(json.dumps(results, indent=1) + "\n")
     print("\n".join(lines))
