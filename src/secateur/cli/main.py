@@ -20,7 +20,7 @@ COMMANDS = {
     "import": "Make a calibration set of token ids from elsewhere.",
     "mix": "Find the weights of a mixture of calibration sources by trials.",
     "check": "Check a recipe against its model and say what it would do, without doing it.",
-    "ls": "List methods, sources, filters, allocations, recipes, or runs.",
+    "ls": "List methods, sources, filters, selections, styles, engines, allocations, recipes, or runs.",
     "demo": "The main job on the bundled model, offline, as one table.",
 }
 
