@@ -4,7 +4,7 @@
 
 Writes a small Llama of each shape with random weights, then, each in a process of its own, foretells a pruning and does
 it (copy, prune, verify), and prints both and their ratio (forecast / found; 1 is right). The constants of
-pruning/forecast.py and methods/costs.py were found on the part ``tuned``; ``held-out`` is what they are judged by.
+pruning/forecast.py and the methods' own costs were found on the part ``tuned``; ``held-out`` is what they are judged by.
 On one thread, seconds are those of the processor, which other work on the machine disturbs least; waiting for the disk is
 then left out on both sides.
 """

@@ -19,7 +19,7 @@ from secateur.pruning.rates import Rates, measure
 from secateur.pruning.trace import BlockTrace, LinearTrace
 from secateur.pruning.workload import Workload, sources, statistic_workspace, statistics_bytes
 
-# Constants of the model, found on small models (benchmarks/forecast.py); those of the methods are in methods/costs.py.
+# Constants of the model, found on small models (benchmarks/forecast.py); those of a method are its own_cost.
 HANDLED = 40.0  # bytes moved a weight from stored to fp32, back, and checked
 VERIFIED = 30.0  # bytes moved a weight when it is read back
 COMPARED = 4.0  # times its own bytes that an untouched tensor moves when it is compared
