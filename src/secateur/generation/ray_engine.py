@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from secateur.calibration.sample import Sample
 from secateur.errors import ModelError, SecateurError, UsageError
 from secateur.generation.engine import Engine, EngineSettings, Job, Sampling
 from secateur.generation.engines import ENGINES
-from secateur.registry import suggestion
+from secateur.settings import make
 
 TRIES = 3
 """How often a batch is begun, when the worker that had it died, until the run is given up."""
@@ -65,8 +65,6 @@ class Ray(EngineSettings):
 
 def inner_settings(engine: dict[str, Any] | str) -> EngineSettings:
     """What each worker runs. Raises ``UsageError`` for an unknown name or setting, or for Ray within Ray."""
-    from pydantic import TypeAdapter, ValidationError
-
     given = {"name": engine} if isinstance(engine, str) else dict(engine)
     name = given.pop("name", None)
     if name is None or name == "ray":
@@ -74,18 +72,7 @@ def inner_settings(engine: dict[str, Any] | str) -> EngineSettings:
             f"The engine ray runs another engine on its workers, by name; found {engine!r}. Set "
             "calibration.generation.engine.engine to transformers or vllm."
         )
-    kind = ENGINES.load(name)
-    known = {field.name for field in fields(kind)}
-    types = get_type_hints(kind)
-    for key, value in given.items():
-        if key not in known:
-            raise UsageError(f"The engine {name!r} has no setting {key!r}{suggestion(key, known)}.")
-        try:
-            TypeAdapter(types[key]).validate_python(value, strict=True)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise UsageError(f"The engine {name!r} on Ray's workers: {key}: {reason}, found {value!r}.") from error
-    return kind(**given)
+    return make(ENGINES, name, given)
 
 
 def share_out(nodes: Sequence[Mapping[str, float]], workers: int | None, gpus: float) -> tuple[int, int]:

@@ -26,8 +26,8 @@ ROUND = 64
 class Goal:
     """When to stop: ``tokens`` kept, as packing counts them, or ``generations`` made if given.
 
-    ``each``: what packing makes of one generation: its ``tokens``, ``windows`` of ``window`` tokens (one, or none when it
-    is shorter), or a sample as it is, which counts as ``window`` tokens however long it is.
+    What packing makes of one generation decides what it is worth: its tokens; or, with ``window``, so many of them, none
+    when it is shorter; or, with ``whole`` too, so many however short it is, since it becomes one sample as it is.
     """
 
     tokens: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -86,3 +87,8 @@ def refuse_unsupported(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{type(model).__name__} is an encoder-decoder model; Secateur prunes decoder-only models.")
+
+
+def inputs_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a linear is called with."""
+    return args[0] if args else kwargs["input"]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from secateur.allocation import ALLOCATIONS
 from secateur.allocation.base import Allocation
@@ -15,7 +12,6 @@ from secateur.calibration.filters import FILTERS
 from secateur.calibration.filters.base import Filter
 from secateur.calibration.selection import SELECTIONS
 from secateur.calibration.selection.base import Selection
-from secateur.errors import RecipeError
 from secateur.generation.engine import EngineSettings
 from secateur.generation.engines import ENGINES
 from secateur.generation.styles import STYLES
@@ -28,6 +24,7 @@ from secateur.models.locate import REFERENCE, locate_model
 from secateur.pipeline.recipe import Named, Recipe
 from secateur.pipeline.store import digest_of, file_digest
 from secateur.registry import Registry
+from secateur.settings import make
 
 DECIDING_FILES = (
     "config.json",
@@ -81,22 +78,7 @@ def filters_of(recipe: Recipe) -> list[Named]:
 
 
 def _make(registry: Registry, named: Named) -> Any:
-    kind = registry.load(named.name)
-    known = [field.name for field in fields(kind)]
-    for key in named.settings:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known) or 'none'}"
-            raise RecipeError(f"The {registry.kind} {named.name!r} has no setting {key!r}{hint}.")
-    types = get_type_hints(kind)
-    for key, value in named.settings.items():
-        try:
-            TypeAdapter(types[key]).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise RecipeError(
-                f"The {registry.kind} {named.name!r}: {key}: {error.errors()[0]['msg']}, found {value!r}."
-            ) from error
-    return kind(**named.settings)
+    return make(registry, named.name, named.settings)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import NumericsError
 from secateur.models.capture import Activations
-from secateur.models.structure import Linear
+from secateur.models.structure import Linear, inputs_of
 from secateur.pruning.workers import Workers
 from secateur.statistics import InputStatistics, Statistic
 
@@ -77,11 +77,6 @@ def check_finite(linear: Linear, stats: InputStatistics) -> None:
 
 def new_statistics(linear: Linear, kinds: Kinds, device: torch.device) -> InputStatistics:
     return InputStatistics(kind(linear.inputs, device) for kind in kinds)
-
-
-def inputs_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a linear is called with."""
-    return args[0] if args else kwargs["input"]
 
 
 class _Collector:

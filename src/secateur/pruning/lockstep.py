@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from secateur.errors import NumericsError
 from secateur.models.capture import Activations
-from secateur.models.structure import Linear
-from secateur.pruning.collect import Kinds, check_finite, inputs_of, never_called, new_statistics
+from secateur.models.structure import Linear, inputs_of
+from secateur.pruning.collect import Kinds, check_finite, never_called, new_statistics
 from secateur.pruning.workers import Workers
 from secateur.statistics import InputStatistics
 

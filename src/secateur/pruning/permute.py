@@ -16,8 +16,7 @@ from secateur.methods.ria import RIA
 from secateur.models.capture import Activations
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.skeleton import Skeleton
-from secateur.models.structure import Linear
-from secateur.pruning.collect import inputs_of
+from secateur.models.structure import Linear, inputs_of
 from secateur.pruning.linear import AS_STORED, Layout, method_for
 from secateur.pruning.plan import PruningPlan
 from secateur.pruning.workers import Workers

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from secateur.errors import NumericsError
 from secateur.models.batches import Batch, make_batches
 from secateur.models.forward import default_batch
-from secateur.models.measures.linears import block_linears, by_sample, called_with
+from secateur.models.measures.linears import block_linears, by_sample
 from secateur.models.measures.projection import project, stream_seed
-from secateur.models.structure import Linear
+from secateur.models.structure import Linear, inputs_of
 
 RANK = 8
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -119,7 +119,7 @@ class _Adapters:
         down = self._down[linear.name]
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            inputs = by_sample(called_with(args, kwargs), batch)
+            inputs = by_sample(inputs_of(args, kwargs), batch)
             if inputs is None:
                 return
             low = inputs.detach().float() @ down.to(inputs.device).T

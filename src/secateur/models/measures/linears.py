@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from secateur.models.batches import Batch
@@ -14,11 +12,6 @@ def block_linears(model: nn.Module) -> list[Linear]:
     """The linears of all blocks, in order. Experts that transformers keeps in one tensor are none."""
     name, blocks = find_blocks(model)
     return [linear for index, block in enumerate(blocks) for linear in find_linears(block, f"{name}.{index}", index)]
-
-
-def called_with(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The inputs of a linear, from the arguments of its call."""
-    return args[0] if args else kwargs["input"]
 
 
 def by_sample(tensor: Tensor, batch: Batch) -> Tensor | None:

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from secateur.errors import NumericsError
 from secateur.models.batches import Batch, make_batches
 from secateur.models.forward import default_batch
-from secateur.models.measures.linears import block_linears, by_sample, called_with
+from secateur.models.measures.linears import block_linears, by_sample
 from secateur.models.measures.projection import project
-from secateur.models.structure import Linear
+from secateur.models.structure import Linear, inputs_of
 
 
 def pooled_inputs(model: PreTrainedModel, sequences: Sequence[Sequence[int]], dimensions: int, seed: int) -> np.ndarray:
@@ -55,7 +55,7 @@ class _Pool:
 
     def _hook(self, linear: Linear) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = called_with(args, kwargs)
+            inputs = inputs_of(args, kwargs)
             rows = by_sample(inputs, self.batch)
             if inputs is not self._last and rows is not None:
                 self._take(linear, rows)
