@@ -135,9 +135,11 @@ def optimizers_of(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(out: Path, epochs: float, minutes: float, compiled: bool) -> None:
+def train(
+    out: Path, train_texts: list[str], heldout_texts: list[str], epochs: float, minutes: float, compiled: bool
+) -> None:
+    """Tokenizer and model into ``out``, from its checkpoint if it has one; stops at a checkpoint after ``minutes``."""
     out.mkdir(parents=True, exist_ok=True)
-    train_texts, heldout_texts = _texts(StdlibTrain()), _texts(StdlibHeldout())
     if not (out / "tokenizer.json").exists():
         train_tokenizer(train_texts).save_pretrained(out)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
@@ -320,7 +322,8 @@ def main() -> None:
     if arguments.install:
         install(arguments.out, arguments.install)
     else:
-        train(arguments.out, arguments.epochs, arguments.minutes, not arguments.eager)
+        texts = _texts(StdlibTrain()), _texts(StdlibHeldout())
+        train(arguments.out, *texts, arguments.epochs, arguments.minutes, not arguments.eager)
 
 
 if __name__ == "__main__":
