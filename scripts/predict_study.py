@@ -97,7 +97,7 @@ def diagnose_all(seeds: Sequence[int], store: Path, out: Path, part: str) -> Non
     from secateur.pipeline.profile import diagnose
 
     journal = Journal(out / f"sets-{part}.jsonl")
-    done = {(entry["set"], entry["seed"]) for entry in journal.entries}
+    done = {(entry["set"], entry["seed"]) for path in out.glob("sets-*.jsonl") for entry in Journal(path).entries}
     for seed in seeds:
         for name in SETS:
             if (name, seed) in done:

@@ -164,3 +164,16 @@ def test_the_same_text_in_a_file_of_another_name_is_other_data_only_if_its_conte
     assert before == digest(changed)
     changed.write_text(text_file.read_text().replace("fox", "cat"))
     assert digest(changed) != before
+
+
+def test_where_an_engine_runs_does_not_make_another_set():
+    def spec(*engine):
+        settings = ["calibration.samples=4", "calibration.length=64", *engine]
+        return plan_calibration(load_recipe(None, settings, {"model": "reference"})).spec
+
+    engine = "calibration.generation.engine="
+    plain = spec()
+    assert spec(engine + "{name: ray}") == plain
+    assert spec(engine + "{name: ray, workers: 2, address: auto, engine: transformers}") == plain
+    assert spec(engine + "{name: ray, engine: {name: vllm}}") != plain
+    assert spec(engine + "{name: ray, gpus: 1}") != plain, "a GPU rounds otherwise"

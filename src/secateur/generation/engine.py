@@ -74,6 +74,11 @@ class EngineSettings(ABC):
         """The engine with the model of ``folder``; ``dtype`` as in a recipe (``auto``: as stored). Raises ``ModelError``
         when the model cannot be loaded, ``UsageError`` when the engine cannot run here."""
 
+    @classmethod
+    def deciding(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Of an engine's ``name`` and settings as ``given``, those that decide its samples: a set's digest has only these."""
+        return dict(given)
+
 
 def batch_seed(seed: int, number: int) -> int:
     """The seed of the ``number``-th piece of the work that ``seed`` decides."""

@@ -44,6 +44,12 @@ class Ray(EngineSettings):
             )
         inner_settings(self.engine)
 
+    @classmethod
+    def deciding(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        inner = _named(given.get("engine", cls.engine))
+        decided = ENGINES.load(inner["name"]).deciding(inner)
+        return decided | {"device": "cuda"} if given.get("gpus") else decided
+
     def open(self, folder: Path, device: str, dtype: str) -> Engine:
         ray = _ray()
         if not ray.is_initialized():
@@ -65,7 +71,7 @@ class Ray(EngineSettings):
 
 def inner_settings(engine: dict[str, Any] | str) -> EngineSettings:
     """What each worker runs. Raises ``UsageError`` for an unknown name or setting, or for Ray within Ray."""
-    given = {"name": engine} if isinstance(engine, str) else dict(engine)
+    given = _named(engine)
     name = given.pop("name", None)
     if name is None or name == "ray":
         raise UsageError(
@@ -73,6 +79,10 @@ def inner_settings(engine: dict[str, Any] | str) -> EngineSettings:
             "calibration.generation.engine.engine to transformers or vllm."
         )
     return make(ENGINES, name, given)
+
+
+def _named(engine: dict[str, Any] | str) -> dict[str, Any]:
+    return {"name": engine} if isinstance(engine, str) else dict(engine)
 
 
 def share_out(nodes: Sequence[Mapping[str, float]], workers: int | None, gpus: float) -> tuple[int, int]:

@@ -90,15 +90,20 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
                 "use paper-joined (which paper means for them), concat or document."
             )
         sampling_of(recipe)
-        make_engine(recipe)
+        generation = spec.generation.model_dump() | {"engine": _deciding_engine(recipe)}
         material = material_of(recipe, tokenizer)
         style.check(material, packing.length)
-        resolved |= {"generation": spec.generation.model_dump(), "dtype": recipe.dtype, "device": device}
+        resolved |= {"generation": generation, "dtype": recipe.dtype, "device": device}
         resolved["prefix_fingerprint"] = [source.fingerprint() for source, _ in material.sources]
     if any(part.source is not None for part in parts):
         resolved |= {"pool": spec.pool, "text_key": spec.text_key, "split": spec.split, "revision": spec.revision}
         resolved |= {"dtype": recipe.dtype, "device": device} if filters or spec.selection.name != "random" else {}
     return CalibrationStage(recipe, model, tokenizer, packing, filters, selection, style, parts, resolved)
+
+
+def _deciding_engine(recipe: Recipe) -> dict[str, Any]:
+    """The checked engine without what only says where it runs: a set is the same wherever it was written."""
+    return type(make_engine(recipe)).deciding(recipe.calibration.generation.engine.model_dump())
 
 
 def _packing(recipe: Recipe, model: ResolvedModel, tokenizer: PreTrainedTokenizerBase) -> Packing:
