@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         profile,
         prune,
         prune_together,
+        recommend,
     )
     from secateur.pipeline.recipe import Recipe
     from secateur.pipeline.recipe_file import load_recipe
@@ -33,6 +34,7 @@ __all__ = [
     "profile",
     "prune",
     "prune_together",
+    "recommend",
 ]
 
 _HOMES = {"Recipe": "secateur.pipeline.recipe", "load_recipe": "secateur.pipeline.recipe_file"}

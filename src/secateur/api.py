@@ -31,6 +31,7 @@ from secateur.pipeline.provenance import machine_memory
 from secateur.pipeline.prune import PruningStage, check_request, plan_prune, refuse_same_place, refuse_unlike
 from secateur.pipeline.pruning_run import run_together
 from secateur.pipeline.recipe import Part, Recipe
+from secateur.pipeline.recommend import Recommendation, plan_recommendation
 from secateur.pipeline.reporter import Reporter
 from secateur.pipeline.store import DEFAULT_STORE, disk_error, read_manifest
 from secateur.pruning.workers import Workers
@@ -244,6 +245,22 @@ def find_mixture(
     """The weights of ``sources`` (empty: of the recipe's mixture) that make the validation loss of what the recipe prunes
     least, from a fit to trials (``PowerLaw``); ``search`` says how many. Trials that the store has are not run again."""
     return plan_mixture(recipe, sources, search).run(store, reporter or Reporter())
+
+
+def recommend(
+    recipe: Recipe,
+    sources: Sequence[str] = (),
+    reference: str | None = None,
+    draws: int = 2,
+    store: Path = Path(DEFAULT_STORE),
+    reporter: Reporter | None = None,
+) -> Recommendation:
+    """Candidates for calibration data, ranked by the diagnoses that proved predictive of the pruned model's quality.
+
+    ``sources``: sources by name, ``self``, ``self:STYLE`` or folders of finished sets; ``reference``: text like what the model
+    must stay good at; ``draws``: sets of each. How sure the ranking is, and on what evidence, stands in the result.
+    """
+    return plan_recommendation(recipe, sources, reference, draws).run(store, reporter or Reporter())
 
 
 def _evaluate_pruned(

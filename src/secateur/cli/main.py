@@ -18,6 +18,7 @@ COMMANDS = {
     "profile": "Say what calibration sets are like, before anything is pruned.",
     "export": "Write a calibration set for other tools.",
     "import": "Make a calibration set of token ids from elsewhere.",
+    "recommend": "Rank sources of calibration data for a model, before anything is pruned.",
     "mix": "Find the weights of a mixture of calibration sources by trials.",
     "check": "Check a recipe against its model and say what it would do, without doing it.",
     "ls": "List methods, sources, filters, selections, styles, engines, allocations, recipes, or runs.",
