@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,45 @@ def test_stopped_at_any_stage_the_same_command_goes_on_to_the_same_result(llama,
     assert one["files"]["model.safetensors"] == other["files"]["model.safetensors"]
     assert one["calibration"]["set_digest"] == other["calibration"]["set_digest"]
     assert not list(place.glob("*/.*"))
+
+
+WAITING = """
+import sys, time
+from pathlib import Path
+from secateur.pipeline.store import build, waiting
+place = Path(sys.argv[1])
+def make(folder):
+    (place / "begun").touch()
+    while not (place / "go").exists():
+        time.sleep(0.02)
+    if sys.argv[2] == "fails":
+        sys.exit(3)
+    return {"kind": "test", "by": sys.argv[2]}
+with waiting(lambda text: ((place / ("told-" + sys.argv[2])).write_text(text))):
+    print(build(place / "out", {"stage": "test"}, make))
+"""
+
+
+def until(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("first", "made"), [("one", ["True", "False"]), ("fails", ["", "True"])])
+def test_a_second_process_waits_and_uses_what_the_first_made_or_goes_on_where_it_failed(tmp_path, first, made):
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", WAITING, str(tmp_path), name]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    one = start(first)
+    until(tmp_path / "begun")
+    other = start("other")
+    until(tmp_path / "told-other")
+    (tmp_path / "go").touch()
+    assert [process.communicate(timeout=60)[0].strip() for process in (one, other)] == made
+    assert read_manifest(tmp_path / "out")["by"] == ("other" if first == "fails" else "one")
+    assert "Another process is making" in (tmp_path / "told-other").read_text()
+    assert "waiting for it" in (tmp_path / "told-other").read_text()
+    assert not list(tmp_path.glob(".*"))

@@ -173,16 +173,16 @@ def test_killed_between_the_manifest_and_the_name_the_others_are_still_made(
 ):
     asked, store = recipes(llama, text_file), tmp_path / "store"
     outs = [tmp_path / name for name in "abc"]
-    complete = store_module._complete
+    complete = store_module.complete
 
     def die(*arguments):
         complete(*arguments)
         raise Killed
 
-    monkeypatch.setattr(store_module, "_complete", die)
+    monkeypatch.setattr(store_module, "complete", die)
     with pytest.raises(Killed):
         prune_together([asked[victim]], [outs[victim]], store)
-    monkeypatch.setattr(store_module, "_complete", complete)
+    monkeypatch.setattr(store_module, "complete", complete)
     prune_together(asked, outs, store)
     alone = singly(asked, tmp_path / "alone")
     assert all(weights(one) == weights(other) for one, other in zip(alone, outs, strict=True))

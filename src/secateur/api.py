@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import CalibrationError
-from secateur.models.loading import load_tokenizer, pick_device
-from secateur.pipeline.calibrate import CalibrationStage, check_set, existing_set, plan_calibration
+from secateur.models.loading import pick_device
+from secateur.pipeline.calibrate import CalibrationStage, plan_calibration
 from secateur.pipeline.components import ResolvedModel, resolve_model
 from secateur.pipeline.evaluate import (
     EvaluationStage,
@@ -24,11 +24,12 @@ from secateur.pipeline.evaluate import (
     plan_evaluation,
 )
 from secateur.pipeline.exchange import Exported, plan_export, plan_import
+from secateur.pipeline.known import Known
 from secateur.pipeline.mixing import Mixture, plan_mixture
 from secateur.pipeline.mixing_plan import Search
 from secateur.pipeline.profile import plan_profile
 from secateur.pipeline.provenance import machine_memory
-from secateur.pipeline.prune import PruningStage, check_request, plan_prune, refuse_same_place, refuse_unlike
+from secateur.pipeline.prune import PruningStage, refuse_same_place, refuse_unlike
 from secateur.pipeline.pruning_run import run_together
 from secateur.pipeline.recipe import Part, Recipe
 from secateur.pipeline.recommend import Recommendation, plan_recommendation
@@ -166,23 +167,22 @@ class RunPlan:
     existing_set: Path | None = None
 
 
-def plan_run(recipe: Recipe, out: Path | None = None) -> RunPlan:
-    """Check everything about a run that can be checked without running it. Raises on whatever is wrong."""
-    check_request(recipe)
-    model = resolve_model(recipe.model, recipe.revision)
-    stage = plan_prune(recipe, model)
+def plan_run(recipe: Recipe, out: Path | None = None, known: Known | None = None) -> RunPlan:
+    """Check everything about a run that can be checked without running it. Raises on whatever is wrong. ``known``: what
+    earlier plans resolved."""
+    known = known or Known()
+    known.check(recipe)
+    model, stage = known.model(recipe), known.pruning(recipe)
     if out is not None:
         stage.check_place(out)
     if recipe.evaluation.enabled:
-        plan_evaluation(recipe, model)
-        load_tokenizer(model.folder)
+        known.evaluation(recipe)
     if not stage.needs_data:
         return RunPlan(model, stage)
-    existing = existing_set(recipe.calibration.source)
+    existing = known.existing(recipe)
     if existing:
-        check_set(existing, model)
         return RunPlan(model, stage, None, existing)
-    return RunPlan(model, stage, plan_calibration(recipe, model))
+    return RunPlan(model, stage, known.calibration(recipe))
 
 
 def _write_card(folder: Path, make: Callable[[Path], str], again: bool = False, name: str = CARD) -> None:

@@ -42,7 +42,8 @@ class Registry:
 
     def load(self, name: str) -> Any:
         """The object registered under ``name``. Raises ``UnknownNameError`` with the nearest names."""
-        entries = self.entries()
+        # Reading the entry points of all packages takes a while, and cannot replace a built-in.
+        entries = self._builtins if name in self._builtins else self.entries()
         if name not in entries:
             raise UnknownNameError(f"There is no {self.kind} named {name!r}{suggestion(name, entries)}.")
         module, _, attribute = entries[name].target.partition(":")

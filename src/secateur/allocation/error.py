@@ -69,10 +69,10 @@ class MeasuredError(Allocation):
         """E at the multiples of ``step`` strictly between 0 and 1."""
         if 0 < self.rows < weight.shape[0]:
             weight = weight[torch.arange(self.rows, device=weight.device) * weight.shape[0] // self.rows]
-        gram, method = stats[Gram].matrix, initial_method(self.method).for_linear(name)
-        whole, parts = _energy(weight, gram), round(1 / self.step)
+        gram, method = stats[Gram], initial_method(self.method).for_linear(name)
+        whole, parts = gram.energy(weight), round(1 / self.step)
         pruned = (method.prune(weight, stats, UNSTRUCTURED, part / parts).weight for part in range(1, parts))
-        lost = [_energy(each - weight, gram) for each in pruned]
+        lost = [gram.energy(each - weight) for each in pruned]
         if not all(map(math.isfinite, [whole, *lost])):
             raise NumericsError(
                 f"The outputs of {name} are not finite over the calibration data, dense or pruned. Compute in a wider "
@@ -147,8 +147,3 @@ def _slopes(curve: Floats) -> tuple[Floats, Floats]:
 
 def _rise(x: Floats, y: Floats, start: int, stop: int) -> float:
     return (y[stop] - y[start]) / (x[stop] - x[start])
-
-
-def _energy(rows: Tensor, gram: Tensor) -> float:
-    """``tr(rows gram rows^T)``."""
-    return ((rows @ gram) * rows).sum(dtype=torch.float64).item()

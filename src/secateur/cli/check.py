@@ -11,7 +11,9 @@ from secateur.cli.common import Output
 
 
 def check(
-    target: Annotated[str, Parameter(name="recipe", help="A recipe file, or the name of a bundled recipe.")],
+    target: Annotated[
+        str, Parameter(name="recipe", help="A recipe or study file, or the name of one that comes with the package.")
+    ],
     *,
     set_: Annotated[
         list[str] | None, Parameter(name="--set", help="Any recipe value as key.path=value.", negative=())
@@ -20,7 +22,12 @@ def check(
 ) -> int:
     """Check a recipe against its model and say what it would do, without doing it."""
     from secateur.pipeline.recipe_file import load_recipe
+    from secateur.studies.study_file import load_study, looks_like_study
 
+    if looks_like_study(target):
+        from secateur.studies.plan import plan_study
+
+        return describe_study(plan_study(load_study(target, set_ or [])), common, None)
     return describe(load_recipe(target, set_ or []), common, None)
 
 
@@ -55,6 +62,7 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
     elif plan.existing_set:
         manifest = read_manifest(plan.existing_set) or {}
         found["calibration"] = {"spec": manifest["spec"], "folder": str(plan.existing_set), "ready": True}
+    found["evaluation"] = {"tasks": _tasks(recipe)}
     expected = _forecast(plan, out or common.store)
     found["expected"] = {"peak_bytes": expected.peak_bytes, "seconds": expected.seconds}
     found["expected"] |= {"memory": expected.memory, "time": expected.time}
@@ -72,6 +80,8 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
         )
     else:
         print_line("calibration  none needed")
+    if found["evaluation"]["tasks"]:
+        print_line(f"evaluation   tasks {', '.join(found['evaluation']['tasks'])}, all there")
     print_line(f"expected     {expected.sentence()}")
     if common.verbose:
         for name, size in expected.memory.items():
@@ -80,6 +90,13 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
             print_line(f"  {name:24} {seconds:10,.1f} s")
     print_line("Nothing was run. Everything that can be checked beforehand is in order.")
     return 0
+
+
+def _tasks(recipe: Any) -> list[str]:
+    """The evaluation's tasks by name, groups taken apart; planning the run has checked that they can be had."""
+    from secateur.pipeline.evaluation_tasks import task_names
+
+    return task_names(recipe.evaluation) if recipe.evaluation.enabled else []
 
 
 def _forecast(plan: Any, place: Path) -> Any:
@@ -96,6 +113,37 @@ def _forecast(plan: Any, place: Path) -> Any:
     spec = stage.recipe.pruning
     budget = hidden_budget(stage)
     return forecast(stage.skeleton, stage.plan, spec.propagation, lengths, spec.batch_size, budget, place)
+
+
+def describe_study(plan: Any, common: Output, out: Path | None) -> int:
+    """What a study is, what of it is done, to run or failed, and what that will take."""
+    from secateur.cli.console import print_json, print_line
+    from secateur.studies.overview import overview
+
+    found = overview(plan, common.store, out)
+    if common.json:
+        print_json(found)
+        return 0
+    print_line(f"question     {found['question']}")
+    print_line(f"model        {', '.join(found['models'])}")
+    for axis, labels in found["axes"].items():
+        print_line(f"axis         {axis}: {', '.join(labels)}")
+    print_line(f"repeats      {len(found['repeats'])} seeds; controls {', '.join(found['controls']) or 'none'}")
+    print_line(
+        f"cells        {found['cells']}: {len(found['cached'])} cached, {len(found['to_run'])} to run, "
+        f"{len(found['failed'])} failed before; {found['sets']} calibration sets; {found['excluded']} excluded"
+    )
+    for comparison in found["comparisons"]:
+        print_line(f"asked        {comparison}")
+    for note in found["notes"]:
+        print_line(f"note         {note}")
+    for name in ("cached", "to_run", "failed") if common.verbose else ("failed",):
+        for cell in found[name]:
+            error = f": {cell['error']}" if "error" in cell else ""
+            print_line(f"  {name.replace('_', ' '):8} {cell['cell']}  {cell['said']}{error}")
+    print_line(f"expected     {found['expected']['sentence']}")
+    print_line("Nothing was run. Everything that can be checked beforehand is in order.")
+    return 0
 
 
 def _linears(stage: Any) -> list[Any]:

@@ -11,13 +11,24 @@ from secateur.cli.common import Output
 
 def ls(
     what: Annotated[
-        Literal["methods", "sources", "filters", "selections", "styles", "engines", "allocations", "recipes", "runs"],
+        Literal[
+            "methods",
+            "sources",
+            "filters",
+            "selections",
+            "styles",
+            "engines",
+            "allocations",
+            "recipes",
+            "studies",
+            "runs",
+        ],
         Parameter(help="What to list."),
     ],
     *,
     common: Output = Output(),  # noqa: B008 - cyclopts fills it
 ) -> int:
-    """List methods, sources, filters, selections, styles, engines, allocations, recipes, or runs."""
+    """List methods, sources, filters, selections, styles, engines, allocations, recipes, studies, or runs."""
     from secateur.cli.console import print_json, print_line, print_table
 
     rows = _runs(common) if what == "runs" else _names(what)
@@ -35,16 +46,21 @@ def _names(what: str) -> list[dict[str, Any]]:
         from secateur.pipeline.recipes import recipe_names
 
         return [{"name": name, "what": summary} for name, summary in recipe_names().items()]
+    if what == "studies":
+        from secateur.studies.files import study_names
+
+        return [{"name": name, "what": summary} for name, summary in study_names().items()]
     from secateur.allocation import ALLOCATIONS
     from secateur.calibration.filters import FILTERS
     from secateur.calibration.selection import SELECTIONS
     from secateur.calibration.sources import SOURCES
+    from secateur.evaluation.tasks import TASKS
     from secateur.generation.engines import ENGINES
     from secateur.generation.styles import STYLES
     from secateur.methods import METHODS
 
     tables = {"methods": METHODS, "sources": SOURCES, "filters": FILTERS, "allocations": ALLOCATIONS}
-    registry = (tables | {"selections": SELECTIONS, "styles": STYLES, "engines": ENGINES})[what]
+    registry = (tables | {"selections": SELECTIONS, "styles": STYLES, "engines": ENGINES, "tasks": TASKS})[what]
     return [{"name": entry.name, "what": entry.summary} for entry in registry.entries().values()]
 
 

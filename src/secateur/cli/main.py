@@ -20,8 +20,10 @@ COMMANDS = {
     "import": "Make a calibration set of token ids from elsewhere.",
     "recommend": "Rank sources of calibration data for a model, before anything is pruned.",
     "mix": "Find the weights of a mixture of calibration sources by trials.",
+    "study": "Run a study: prune and evaluate every cell of its axes with every seed, and answer its question.",
+    "report": "Make one page of what studies found.",
     "check": "Check a recipe against its model and say what it would do, without doing it.",
-    "ls": "List methods, sources, filters, selections, styles, engines, allocations, recipes, or runs.",
+    "ls": "List methods, sources, filters, selections, styles, engines, allocations, recipes, studies, or runs.",
     "demo": "The main job on the bundled model, offline, as one table.",
 }
 

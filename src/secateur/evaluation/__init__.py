@@ -1,1 +1,1 @@
-"""Measuring a model on held-out text: perplexity by named protocols, fidelity to the dense model."""
+"""Measuring a model: perplexity by named protocols, fidelity to the dense model, tasks, confidence, what it writes."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.models.batches import make_batches
+from secateur.models.batches import Batch, make_batches
 from secateur.models.forward import default_batch, next_token_logits
 
 
@@ -28,6 +28,34 @@ class Fidelity:
     tokens: int
 
 
+class DenseLogits:
+    """The dense model's next-token logits over fixed sequences: computed when first asked for, and kept from then on while
+    all of them take at most ``memory`` bytes, else computed again each time. Kept or not, they are the same numbers."""
+
+    def __init__(
+        self, model: PreTrainedModel, sequences: Sequence[Sequence[int]], memory: int = 0, batch_size: int | None = None
+    ) -> None:
+        self.model, self.sequences = model, sequences
+        self.batches = make_batches(sequences, batch_size or default_batch(model, sequences)) if sequences else []
+        vocabulary = model.config.get_text_config().vocab_size
+        self.bytes = 4 * vocabulary * sum(len(sequence) - 1 for sequence in sequences)
+        self._kept: dict[int, Tensor] | None = {} if self.bytes <= memory else None
+
+    @property
+    def keeps(self) -> bool:
+        return self._kept is not None
+
+    def of(self, number: int) -> Tensor:
+        """``[tokens, vocabulary]`` fp32, of the ``number``-th batch's tokens after the first, padding left out."""
+        if self._kept is not None and number in self._kept:
+            return self._kept[number]
+        logits, counted = next_token_logits(self.model, self.batches[number])
+        found = logits[counted]
+        if self._kept is not None:
+            self._kept[number] = found = found.cpu()
+        return found
+
+
 def fidelity(
     dense: PreTrainedModel,
     other: PreTrainedModel,
@@ -36,16 +64,34 @@ def fidelity(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fidelity:
     """Compare two models of one vocabulary on ``sequences`` of token ids; every token weighs the same."""
-    totals, tokens, done = torch.zeros(3, dtype=torch.float64), 0, 0
-    for batch in make_batches(sequences, batch_size or default_batch(dense, sequences)):
-        logits, counted = next_token_logits(dense, batch)
-        others, _ = next_token_logits(other, batch)
-        totals += divergences(logits[counted], others[counted].to(logits.device)).sum(dim=1).double().cpu()
+    return read(other, DenseLogits(dense, sequences, 0, batch_size), progress)[1]
+
+
+def read(
+    model: PreTrainedModel,
+    dense: DenseLogits,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[float], Fidelity]:
+    """Each sequence's mean loss in nats under ``model``, as ``sequence_losses``, and its fidelity to the dense one: both
+    from one forward."""
+    losses: list[float] = []
+    totals, tokens = torch.zeros(3, dtype=torch.float64), 0
+    for number, batch in enumerate(dense.batches):
+        logits, counted = next_token_logits(model, batch)
+        losses += _losses(logits, counted, batch)
+        theirs = dense.of(number).to(logits.device)
+        totals += divergences(theirs, logits[counted]).sum(dim=1).double().cpu()
         tokens += int(counted.sum())
-        done += len(batch.ids)
-        progress(done, len(sequences))
+        progress(len(losses), len(dense.sequences))
     kl, js, top1 = (totals / max(tokens, 1)).tolist()
-    return Fidelity(kl, js, top1, tokens)
+    return losses, Fidelity(kl, js, top1, tokens)
+
+
+def _losses(logits: Tensor, counted: Tensor, batch: Batch) -> list[float]:
+    targets = batch.ids[:, 1:].to(logits.device)
+    with torch.inference_mode():
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return ((each.view_as(targets) * counted).sum(dim=1) / counted.sum(dim=1)).tolist()
 
 
 def divergences(logits: Tensor, others: Tensor) -> Tensor:

@@ -36,7 +36,11 @@ def perplexity(
 
     A loss above ``LOSS_AT_MOST`` nats counts as that, so that the value stays a finite number.
     """
-    losses = sequence_losses(model, text.sequences, batch_size, progress)
+    return perplexity_of(sequence_losses(model, text.sequences, batch_size, progress), text, protocol)
+
+
+def perplexity_of(losses: Sequence[float], text: EvaluationText, protocol: Protocol) -> Perplexity:
+    """The perplexity by ``protocol``, from the mean loss in nats of each sequence of ``text``."""
     concat = protocol.window is not None
     value = _exp(sum(losses) / len(losses)) if concat else sum(map(_exp, losses)) / len(losses)
     return Perplexity(value, str(protocol), len(losses), text.tokens)

@@ -15,28 +15,45 @@ SEPARATOR = "\n\n"
 
 @dataclass(frozen=True)
 class Protocol:
-    """``concat-N`` (``window`` N) or ``document`` (``window`` ``None``).
+    """``concat-N`` (``window`` N) or ``document`` (``window`` ``None``), or one of these under a ``name`` (``PROTOCOLS``).
 
     ``concat-N``: all texts joined by a blank line, tokenised once, cut into windows of N tokens without overlap, the
     tail dropped; perplexity is exp of the mean loss over windows. The SparseGPT and Wanda programs' way, N = 2048.
     ``document``: each text by itself; perplexity is the mean over texts of exp(loss of the text). The paper's way for
     Alpaca. Texts longer than the model's positions are cut there, and counted.
+
+    ``first``: only so many texts, from the beginning. ``text``, ``split``: where a named protocol's text is, by default.
     """
 
     window: int | None = None
+    name: str = ""
+    first: int | None = None
+    text: str | None = None
+    split: str = "test"
 
     def __str__(self) -> str:
-        return f"concat-{self.window}" if self.window else "document"
+        return self.name or (f"concat-{self.window}" if self.window else "document")
+
+
+PROTOCOLS = {
+    "wikitext2": Protocol(2048, "wikitext2", text="wikitext2"),
+    "alpaca": Protocol(None, "alpaca", 10_000, "corpus:vicgalle/alpaca-gpt4", "train"),
+}
+"""The perplexities of the paper's program (arXiv 2410.17711): WikiText-2's test split as ``concat-2048``; the first 10,000
+Alpaca instructions with GPT-4's answers, each a whole text, as ``document``."""
 
 
 def parse_protocol(text: str) -> Protocol:
-    """``document`` or ``concat-N`` with N >= 2. Raises ``UsageError`` otherwise."""
+    """``document``, ``concat-N`` with N >= 2, or a name in ``PROTOCOLS``. Raises ``UsageError`` otherwise."""
+    if text in PROTOCOLS:
+        return PROTOCOLS[text]
     if text == "document":
         return Protocol()
     match = re.fullmatch(r"concat-(\d+)", text)
     if not match or int(match[1]) < 2:
         raise UsageError(
-            f"There is no perplexity protocol {text!r}; known: 'concat-N' (such as 'concat-2048') and 'document'."
+            f"There is no perplexity protocol {text!r}; known: 'concat-N' (such as 'concat-2048'), 'document', and by name "
+            f"{', '.join(sorted(PROTOCOLS))}."
         )
     return Protocol(int(match[1]))
 
@@ -65,6 +82,7 @@ def tokenise(
     ``limit``: at most so many windows or documents, evenly spread over the text. Raises ``CalibrationError`` when there are none,
     ``UsageError`` when the window is larger than the model's ``positions``.
     """
+    texts = texts[: protocol.first]
     if protocol.window is not None:
         if positions and protocol.window > positions:
             raise UsageError(

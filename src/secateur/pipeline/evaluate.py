@@ -1,26 +1,31 @@
-"""The evaluation stage: perplexity of a model, and its fidelity to the dense one, as a scores file."""
+"""The evaluation stage: perplexity, tasks and writing of a model, and its fidelity to the dense one, as a scores file."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import resolve_text_source
 from secateur.errors import ModelError, UsageError
-from secateur.evaluation.fidelity import fidelity
-from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.protocol import EvaluationText, Protocol, parse_protocol, tokenise
+from secateur.evaluation.task import EvaluationTask
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.loading import load_model, load_tokenizer, pick_device, pick_dtype
+from secateur.models.loading import load_tokenizer
 from secateur.models.skeleton import read_config
 from secateur.pipeline.components import ResolvedModel, resolve_model
+from secateur.pipeline.evaluation_tasks import plan_tasks
+from secateur.pipeline.evaluator import Evaluator
 from secateur.pipeline.provenance import Phases, environment
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe import EvaluationSpec, Recipe
 from secateur.pipeline.reporter import Reporter
-from secateur.pipeline.store import DIGEST_SHOWN, build, digest_of, read_manifest
+from secateur.pipeline.store import DIGEST_SHOWN, build, digest_of, disk_error, finished, read_manifest
 
 FORMAT = 1
 SCORES = "scores.json"
@@ -30,7 +35,8 @@ REFERENCE_TEXT, HUB_TEXT = "stdlib-heldout", "Salesforce/wikitext:wikitext-2-raw
 
 @dataclass(frozen=True)
 class EvaluationStage:
-    """The resolved stage for one model, and the dense one to compare it with, if any."""
+    """The resolved stage for one model, and the dense one to compare it with, if any. ``reference``: the stage of the dense
+    model on the same ``tasks`` and generations, which says what there was to lose."""
 
     recipe: Recipe
     model: ResolvedModel
@@ -39,32 +45,29 @@ class EvaluationStage:
     protocol: Protocol
     limit: int | None
     spec: dict[str, Any]
+    tasks: tuple[EvaluationTask, ...] = ()
+    reference: EvaluationStage | None = None
 
     def folder(self, store: Path) -> Path:
         return store / "evaluation" / digest_of(self.spec)[:DIGEST_SHOWN]
 
-    def run(self, final: Path, reporter: Reporter) -> dict[str, Any]:
-        """The scores, computed unless ``final`` has them."""
-        build(final, self.spec, lambda partial: self._make(partial, reporter))
+    def run(self, final: Path, reporter: Reporter, evaluator: Evaluator | None = None) -> dict[str, Any]:
+        """The scores, computed unless ``final`` has them; the dense model's, where they are needed, stand beside it.
+
+        ``evaluator``: one that serves several stages, to load and compute what they share once.
+        """
+        if not finished(final, self.spec):
+            with _turn(final):
+                build(final, self.spec, lambda partial: self._make(partial, final, reporter, evaluator or Evaluator()))
         return json.loads((final / SCORES).read_text(encoding="utf-8"))
 
-    def _make(self, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    def _make(self, folder: Path, final: Path, reporter: Reporter, evaluator: Evaluator) -> dict[str, Any]:
         phases = Phases()
-        spec = self.recipe.evaluation
-        device, dtype = pick_device(self.recipe.device), pick_dtype(spec.dtype)
-        with phases.phase("load"):
-            model = load_model(self.model.folder, device, dtype)
-            text = self.evaluation_text()
-        scores: dict[str, Any] = {"text_cut": text.cut}
-        with phases.phase("perplexity"):
-            found = perplexity(model, text, self.protocol, progress=reporter.advance("perplexity"))
-            scores["perplexity"] = asdict(found)
-        if self.dense is not None:
-            dense = load_model(self.dense.folder, device, dtype)
-            with phases.phase("fidelity"):
-                scores["fidelity"] = asdict(
-                    fidelity(dense, model, text.sequences, progress=reporter.advance("fidelity"))
-                )
+        dense_scores = None
+        if self.reference is not None:
+            place = final.absolute().parent / digest_of(self.reference.spec)[:DIGEST_SHOWN]
+            dense_scores = self.reference.run(place, reporter, evaluator)
+        scores = evaluator.scores(self, reporter, phases, dense_scores)
         (folder / SCORES).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         return {"kind": "evaluation", "phases": phases.found, "text": self.source.name, **environment()}
 
@@ -76,24 +79,45 @@ class EvaluationStage:
         return tokenise(texts, tokenizer, self.protocol, self.model.positions, self.limit)
 
 
+@contextmanager
+def _turn(final: Path) -> Iterator[None]:
+    """Wait for another process that makes ``final`` just now: evaluations of several pruned models share the dense one's."""
+    final = final.absolute()
+    lock = FileLock(final.parent / f".{final.name}.turn.lock")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise disk_error(error, final) from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it finds the work done
+        lock.release()
+
+
 def plan_evaluation(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel | None = None) -> EvaluationStage:
     """Resolve and check the evaluation of ``model``; with ``dense``, also its fidelity to that.
 
     Where the recipe leaves it open, the text is the held-out library files for the bundled model and what was pruned
-    from it, WikiText-2 for others; the protocol concat-2048, or as many positions as the model has.
+    from it, WikiText-2 for others; the protocol concat-2048, or as many positions as the model has. A protocol of a name
+    brings its own text.
     """
     spec = recipe.evaluation
     origin = dense or dense_model_of(model) or model
-    name = spec.text or (REFERENCE_TEXT if origin.is_reference else HUB_TEXT)
-    limit = spec.limit or (REFERENCE_WINDOWS if spec.text is None and origin.is_reference else None)
-    source = resolve_text_source(name, spec.text_key, spec.split)
     protocol = parse_protocol(spec.protocol or f"concat-{model.length}")
+    name = spec.text or protocol.text or (REFERENCE_TEXT if origin.is_reference else HUB_TEXT)
+    split = spec.split if spec.text or not protocol.text else protocol.split
+    own = spec.text is None and protocol.text is None and origin.is_reference
+    limit = spec.limit or (REFERENCE_WINDOWS if own else None)
+    source = resolve_text_source(name, spec.text_key, split)
     if dense is not None and _vocabulary(dense) != _vocabulary(model):
         raise UsageError(
             f"{model.name} has {_vocabulary(model)} tokens and {dense.name} has {_vocabulary(dense)}: models of different "
             "vocabularies cannot be compared token by token."
         )
-    compared = dense if spec.fidelity and dense is not None and dense.digest != model.digest else None
+    differs = dense is not None and dense.digest != model.digest
+    compared = dense if spec.fidelity and differs else None
     resolved = {
         "stage": "evaluation",
         "format": FORMAT,
@@ -105,7 +129,23 @@ def plan_evaluation(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel |
         "limit": limit,
         "dtype": spec.dtype,
     }
-    return EvaluationStage(recipe, model, compared, source, protocol, limit, resolved)
+    tasks = plan_tasks(spec)
+    reference = None
+    if dense is not None and differs and (tasks or spec.generations.count):
+        reference = plan_evaluation(recipe, dense)
+    resolved |= _more(spec, tasks, reference)
+    return EvaluationStage(recipe, model, compared, source, protocol, limit, resolved, tasks, reference)
+
+
+def _more(spec: EvaluationSpec, tasks: Sequence[EvaluationTask], reference: EvaluationStage | None) -> dict[str, Any]:
+    """What is in a spec only where it is asked for, so that plain evaluations keep their digests."""
+    found: dict[str, Any] = {"batch_size": spec.batch_size} if spec.batch_size else {}
+    if tasks:
+        found |= {"tasks": [task.spec() for task in tasks], "confidence_bins": spec.confidence_bins}
+        found |= {"task_texts": spec.task_texts}
+    if spec.generations.count:
+        found |= {"generations": spec.generations.model_dump()}
+    return found | ({"reference": digest_of(reference.spec)} if reference else {})
 
 
 def _vocabulary(model: ResolvedModel) -> int:

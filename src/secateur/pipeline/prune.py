@@ -44,7 +44,10 @@ class PruningStage:
         """What decides the output."""
         spec = self.recipe.pruning
         weight = {} if spec.prompt_weight == 1 else {"prompt_weight": spec.prompt_weight}
-        return weight | {
+        error = {"output_error": True} if spec.output_error else {}
+        return {
+            **weight,
+            **error,
             "stage": "pruning",
             "format": FORMAT,
             "model": self.model.digest,
@@ -98,6 +101,7 @@ def plan_prune(recipe: Recipe, model: ResolvedModel) -> PruningStage:
         spec.head,
         spec.min_expert_tokens,
         spec.permute,
+        spec.output_error,
     )
     return PruningStage(recipe, model, method, pattern, sparsity, plan, skeleton)
 

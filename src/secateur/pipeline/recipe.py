@@ -134,6 +134,10 @@ class PruningSpec(Spec):
         default=False,
         description="N:M: reorder the hidden channels of MLPs so that more is kept, where the block computes the same",
     )
+    output_error: bool = Field(
+        default=False,
+        description="record each linear's relative output error on the calibration tokens; costs a Gram where the method has none",
+    )
     batch_size: int = Field(default=4, ge=1, description="samples at once through a block")
     activation_gib: float | None = Field(
         default=None, gt=0, description="hidden states beyond this go to disk; null: a quarter of the machine's memory"
@@ -148,6 +152,15 @@ class PruningSpec(Spec):
             raise ValueError(str(error)) from error
 
 
+class GenerationsSpec(Spec):
+    """Texts that the model goes on with in an evaluation: how long and how repetitive is what it writes?"""
+
+    count: int = Field(default=0, ge=0, description="texts of the evaluation to go on with; 0: none")
+    prompt_tokens: int = Field(default=16, ge=1, description="tokens of each that are given")
+    tokens: int = Field(default=128, ge=1, description="tokens to write at most")
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="of the softmax; 0: greedy")
+
+
 class EvaluationSpec(Spec):
     """What a model is measured on."""
 
@@ -159,7 +172,9 @@ class EvaluationSpec(Spec):
     text_key: str = Field(default="text", description="key or column of the text in files and data sets")
     split: str = Field(default="test", description="split of a Hub data set or named corpus")
     protocol: str | None = Field(
-        default=None, description="concat-N or document; null: concat-2048, or fewer if the model has fewer positions"
+        default=None,
+        description="concat-N, document, wikitext2 or alpaca (the paper's two); null: concat-2048, or fewer if the model has "
+        "fewer positions",
     )
     limit: int | None = Field(
         default=None,
@@ -167,6 +182,21 @@ class EvaluationSpec(Spec):
         description="at most so many windows or documents, evenly spread; null: all (128 of the bundled model's own)",
     )
     fidelity: bool = Field(default=True, description="compare with the dense model, where it is known")
+    tasks: list[NamedOrText] = Field(
+        default_factory=list,
+        description="names, or names with settings: next-line, parses, alpaca, wikitext2, paper (its seven), or lm-eval's",
+    )
+    tasks_from: str | None = Field(
+        default=None, description="folder of local files, and YAML definitions, of lm-eval's tasks; null: the Hub"
+    )
+    task_texts: int = Field(
+        default=200, ge=0, description="questions with answers of each task to compare with the dense model on; 0: none"
+    )
+    confidence_bins: int = Field(default=10, ge=1, description="of equal width, for the expected calibration error")
+    generations: GenerationsSpec = Field(default_factory=GenerationsSpec)
+    batch_size: int | None = Field(
+        default=None, ge=1, description="sequences at once; null: as half a GiB of logits takes"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="float32", description="of the evaluation; auto: as stored"
     )

@@ -27,23 +27,23 @@ def load_recipe(
     Raises ``RecipeError`` for what is not YAML, unknown keys and values of the wrong type.
     """
     data, where = ({}, "recipe") if name is None else _read(name)
-    lines = _line_numbers(data)
-    plain = _plain(data)
+    lines = line_numbers(data)
+    plain = plain_value(data)
     for key, value in (overrides or {}).items():
         if value is not None:
-            _assign(plain, key, value)
+            assign(plain, key, value)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
             raise RecipeError(
                 f"--set {assignment!r} is not of the form key.path=value, e.g. --set calibration.samples=64."
             )
-        _assign(plain, key.strip(), _plain(_parse(text, f"--set {assignment!r}")))
+        assign(plain, key.strip(), plain_value(parse_yaml(text, f"--set {assignment!r}")))
         lines.pop(key.strip(), None)
     try:
         return Recipe.model_validate(plain)
     except ValidationError as error:
-        raise RecipeError(_explain(error, where, lines)) from error
+        raise RecipeError(explain(error, where, lines)) from error
 
 
 def is_recipe(name: str) -> bool:
@@ -64,7 +64,7 @@ def _read(name: str) -> tuple[Any, str]:
             text, where = path.read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"The recipe {path} cannot be read: {error}.") from error
-    data = _parse(text, where)
+    data = parse_yaml(text, where)
     if data is None:
         return {}, where
     if not isinstance(data, Mapping):
@@ -72,19 +72,20 @@ def _read(name: str) -> tuple[Any, str]:
     return data, where
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML 1.2, with the places of its keys. Raises ``RecipeError`` for what is none."""
     try:
         return YAML(typ="rt", pure=True).load(text)
     except YAMLError as error:
         raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """ruamel's round-trip types to plain ones."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain_value(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_plain(entry) for entry in value]
+        return [plain_value(entry) for entry in value]
     if isinstance(value, bool) or value is None:
         return value
     for kind in (int, float, str):
@@ -93,7 +94,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _line_numbers(data: Any, prefix: str = "") -> dict[str, int]:
+def line_numbers(data: Any, prefix: str = "") -> dict[str, int]:
     """Dotted key to the line it stands on, counted from 1."""
     found: dict[str, int] = {}
     if isinstance(data, Mapping) and hasattr(data, "lc"):
@@ -101,11 +102,12 @@ def _line_numbers(data: Any, prefix: str = "") -> dict[str, int]:
             name = f"{prefix}{key}"
             with suppress(KeyError, TypeError):  # a key that a YAML merge brought in has no line of its own
                 found[name] = data.lc.key(key)[0] + 1  # type: ignore[attr-defined]
-            found |= _line_numbers(value, f"{name}.")
+            found |= line_numbers(value, f"{name}.")
     return found
 
 
-def _assign(data: dict[str, Any], key: str, value: Any) -> None:
+def assign(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the dotted ``key`` of ``data`` to ``value``. Raises ``RecipeError`` when a value is in the way."""
     *parents, last = key.split(".")
     for parent in parents:
         inner = data.setdefault(parent, {})
@@ -127,7 +129,8 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     data[last] = value
 
 
-def _explain(error: ValidationError, where: str, lines: Mapping[str, int]) -> str:
+def explain(error: ValidationError, where: str, lines: Mapping[str, int], root: type[BaseModel] = Recipe) -> str:
+    """What pydantic found wrong with a file of the kind ``root``, as sentences with file, line and key."""
     sentences = []
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]
@@ -135,7 +138,7 @@ def _explain(error: ValidationError, where: str, lines: Mapping[str, int]) -> st
         line = lines.get(key)
         place = f"{where}, line {line}" if line else where
         if problem["type"] == "extra_forbidden":
-            sentences.append(f"{place}: there is no key {key!r}{_near_key(path)}.")
+            sentences.append(f"{place}: there is no key {key!r}{near_key(path, root)}.")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             # Our own sentences say what was found; pydantic's do not.
@@ -144,8 +147,9 @@ def _explain(error: ValidationError, where: str, lines: Mapping[str, int]) -> st
     return " ".join(sentences)
 
 
-def _near_key(path: Sequence[str]) -> str:
-    model: Any = Recipe
+def near_key(path: Sequence[str], root: type[BaseModel] = Recipe) -> str:
+    """The tail of a message about a key that ``root`` does not have: the nearest it has, or all."""
+    model: Any = root
     for part in path[:-1]:
         field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
         annotation = field.annotation if field else None

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,37 @@ from secateur.errors import StoreError
 MANIFEST = "manifest.json"
 DEFAULT_STORE = "secateur-store"
 DIGEST_SHOWN = 12
+AT_ONCE = 0.2
+"""Seconds that a lock may take to get, where nobody waits for another process to end."""
+
+_told: ContextVar[Callable[[str], None] | None] = ContextVar("told", default=None)
+
+
+@contextmanager
+def waiting(tell: Callable[[str], None]) -> Iterator[None]:
+    """Inside, what another process is making is waited for, and then used; ``tell`` is told so, in a sentence."""
+    before = _told.set(tell)
+    try:
+        yield
+    finally:
+        _told.reset(before)
+
+
+@contextmanager
+def locked(lock: FileLock, what: str) -> Iterator[None]:
+    """Hold ``lock``. While another process has it, wait if that is allowed (``waiting``), else raise ``filelock.Timeout``."""
+    try:
+        lock.acquire(timeout=AT_ONCE)
+    except Timeout:
+        tell = _told.get()
+        if tell is None:
+            raise
+        tell(f"Another process is making {what} right now (lock {lock.lock_file}); waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def digest_of(spec: Mapping[str, Any]) -> str:
@@ -73,8 +106,8 @@ def build(
 
     ``make`` fills a folder beside it and returns facts for the manifest; it is called again on what an interrupted run
     left behind. The manifest is written last, then the files named ``scratch`` go, then the folder gets its name.
-    Raises ``StoreError`` when ``final`` is taken, another process is at it, or the disk fails; nothing half-written is
-    ever called ``final``.
+    Raises ``StoreError`` when ``final`` is taken, another process is at it (but see ``waiting``), or the disk fails;
+    nothing half-written is ever called ``final``.
     """
     final = final.absolute()
     if finished(final, spec):
@@ -85,12 +118,14 @@ def build(
     lock = FileLock(partial.with_suffix(".lock"))
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with lock.acquire(timeout=0.2):
+        with locked(lock, str(final)):
             if finished(final, spec):
                 shutil.rmtree(partial, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)
                 return False
+            partial.mkdir(exist_ok=True)  # who had the lock before may have failed, and taken it away
             if read_manifest(partial) is None:
-                _complete(partial, spec, make(partial), scratch)
+                complete(partial, spec, make(partial), scratch)
             for name in scratch:
                 (partial / name).unlink(missing_ok=True)
             if not finished(final, spec) and final.exists():
@@ -107,7 +142,8 @@ def build(
         raise disk_error(error, partial) from error
 
 
-def _complete(partial: Path, spec: Mapping[str, Any], facts: Mapping[str, Any], scratch: Sequence[str]) -> None:
+def complete(partial: Path, spec: Mapping[str, Any], facts: Mapping[str, Any], scratch: Sequence[str] = ()) -> None:
+    """Write the manifest of a folder that is filled; files named ``scratch`` are left out of it."""
     files = sorted(path for path in partial.rglob("*") if path.is_file() and path.name not in {MANIFEST, *scratch})
     digests = {path.relative_to(partial).as_posix(): file_digest(path) for path in files}
     manifest = {"spec_digest": digest_of(spec), "spec": dict(spec), **facts, "files": digests}

@@ -74,9 +74,22 @@ def forecast(
     setting = Workload(skeleton, plan, propagation, list(lengths), batch_size, budget_bytes)
     if rates is None:
         linears = [linear for block in setting.blocks for linear in block.linears]
-        kinds = united(plan.method.statistics(), plan.allocation.statistics())
+        kinds = united(plan.statistics(), plan.allocation.statistics())
         rates = measure(skeleton.device, skeleton.dtype, linears, plan, kinds, place)
     return Forecast(_Memory(setting).parts(), _Time(setting, rates).parts())
+
+
+def expected_memory(
+    skeleton: Skeleton,
+    plan: PruningPlan,
+    propagation: Propagation,
+    lengths: Sequence[int],
+    batch_size: int,
+    budget_bytes: int | None,
+) -> int:
+    """Bytes of memory at the peak, as ``forecast`` has them; nothing is measured."""
+    setting = Workload(skeleton, plan, propagation, list(lengths), batch_size, budget_bytes)
+    return sum(_Memory(setting).parts().values())
 
 
 def resident_memory() -> int:

@@ -16,7 +16,7 @@ from secateur.models.skeleton import Skeleton
 from secateur.models.structure import Linear
 from secateur.pruning.plan import PruningPlan
 from secateur.pruning.records import LinearRecord
-from secateur.statistics import InputStatistics
+from secateur.statistics import Gram, InputStatistics
 
 FALLBACK = "too_few_tokens"
 """Note of a linear that saw fewer tokens than asked and was pruned by magnitude."""
@@ -69,6 +69,8 @@ def prune_linear(
             pruned = method.prune(weight, found, plan.pattern.at(sparsity), sparsity)
     except SecateurError as error:
         raise type(error)(f"{linear.name} (block {linear.block}): {error}") from error
+    if plan.records_error and found.tokens:
+        notes = notes | {"output_error": relative_error(weight, pruned.weight, found[Gram])}
     sound = _finite(weight)
     del weight
     result = pruned.weight.to(stored.dtype)
@@ -100,6 +102,13 @@ def method_for(linear: Linear, plan: PruningPlan, stats: InputStatistics) -> tup
     if linear.experts is not None and method.statistics() and stats.tokens < plan.min_tokens:
         return Magnitude(), {FALLBACK: 1.0}
     return method, {}
+
+
+def relative_error(weight: Tensor, pruned: Tensor, gram: Gram) -> float:
+    """``||X (W_hat - W)^T||^2 / ||X W^T||^2`` over the calibration tokens X; 0 where the outputs were 0."""
+    with torch.inference_mode():
+        whole = gram.energy(weight)
+        return max(gram.energy(pruned.to(weight) - weight), 0.0) / whole if whole > 0 else 0.0
 
 
 def _finite(weight: Tensor) -> Tensor:

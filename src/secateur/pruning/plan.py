@@ -14,7 +14,7 @@ from secateur.methods.base import Method
 from secateur.methods.initial import united
 from secateur.models.skeleton import Skeleton
 from secateur.models.structure import Linear
-from secateur.statistics import ColumnNorms, Statistic
+from secateur.statistics import ColumnNorms, Gram, Statistic
 
 Propagation = Literal["block", "linear", "dense"]
 """Where a linear's inputs come from: all blocks before it pruned (``block``), all linears before it pruned (``linear``),
@@ -26,7 +26,8 @@ class PruningPlan:
     """The method, the pattern, and the linears that are to be pruned (others stay dense).
 
     ``min_tokens``: an expert that saw fewer is pruned by magnitude. ``permute``: channels inside an MLP are reordered so
-    that N:M keeps more (``pruning.permute``). ``sparsities``: by linear name, once known.
+    that N:M keeps more (``pruning.permute``). ``output_error``: records say each linear's relative output error.
+    ``sparsities``: by linear name, once known.
     """
 
     method: Method
@@ -37,11 +38,19 @@ class PruningPlan:
     head: bool = False
     min_tokens: int = 1
     permute: bool = False
+    output_error: bool = False
     sparsities: dict[str, float] = field(default_factory=dict)
 
     def statistics(self) -> tuple[type[Statistic], ...]:
-        """What is to be known of a linear's inputs: for the method, and for the scores that decide a permutation."""
-        return united(self.method.statistics(), (ColumnNorms,) if self.permute else ())
+        """What is to be known of a linear's inputs: for the method, for the scores that decide a permutation, for the error."""
+        return united(
+            self.method.statistics(), (ColumnNorms,) if self.permute else (), (Gram,) if self.records_error else ()
+        )
+
+    @property
+    def records_error(self) -> bool:
+        """Whether the output error can be had: a method that needs no data is given none."""
+        return self.output_error and bool(self.method.statistics())
 
     def allocated(self, measured: Sequence[Measured] = ()) -> PruningPlan:
         """The plan with its sparsities, given what the allocation measured on the dense model."""
@@ -58,9 +67,10 @@ def plan_pruning(
     head: bool = False,
     min_tokens: int = 1,
     permute: bool = False,
+    output_error: bool = False,
 ) -> PruningPlan:
     """Plan to prune the linears of all blocks but those whose names match a glob of ``skip``; with ``head``, the output
-    head too; with ``permute``, reorder channels as ``pruning.permute`` describes. An allocation that need not measure the dense model is applied at once.
+    head too; with ``permute``, reorder channels; with ``output_error``, record what pruning did to outputs. An allocation that need not measure the dense model is applied at once.
 
     Raises ``PatternError`` when an N:M pattern does not fit a linear, ``UsageError`` when a glob matches nothing or the
     allocation or ``permute`` does not suit the pattern, ``ModelError`` when the head is tied to the embeddings.
@@ -76,7 +86,7 @@ def plan_pruning(
             f"allow. Use the pattern 'mixed {pattern}' (no hardware format), or allocation uniform."
         )
     sizes = tuple(LinearSize(linear.name, linear.block, linear.inputs * linear.outputs) for linear in linears)
-    plan = PruningPlan(method, pattern, sparsity, allocation, sizes, head, min_tokens, permute)
+    plan = PruningPlan(method, pattern, sparsity, allocation, sizes, head, min_tokens, permute, output_error)
     return plan if allocation.measures else plan.allocated()
 
 

@@ -26,7 +26,7 @@ class Workload:
     ) -> None:
         self.skeleton, self.plan, self.propagation = skeleton, plan, propagation
         self.names = {size.name for size in plan.sizes}
-        self.kinds = plan.method.statistics() if lengths else ()
+        self.kinds = plan.statistics() if lengths else ()
         self.survey_kinds = plan.allocation.statistics() if lengths else ()
         batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
         rows = [len(batch) * max(batch) for batch in batches]

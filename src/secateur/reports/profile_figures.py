@@ -1,20 +1,26 @@
-"""The figures of a profile as SVG text, by matplotlib: readable on a phone, in light and dark, for every eye."""
+"""The figures of a profile as SVG text."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-"""Okabe and Ito's, which colour-blind people tell apart, less the yellow and the black that a page may swallow."""
-MARKERS, LINES, HATCHES = "osD^vP", ("-", "--", "-.", ":"), ("", "///", "...", "\\\\\\")
-INK = "#010203"
-"""Stands for the page's own text colour, which is light or dark."""
-WIDTH, NAME = 4.8, 22
+from secateur.reports.drawing import (
+    COLOURS,
+    GREY,
+    INK,
+    heat_cells,
+    inline,
+    look,
+    luminance,
+    new_figure,
+    plain_log_ticks,
+    short_names,
+    style,
+    svg_of,
+)
+
 LANGUAGES_SHOWN = 5
 
 
@@ -50,64 +56,15 @@ def figures(found: Mapping[str, Any]) -> list[dict[str, str]]:
             ("Overlap of wording", "Jaccard index of the distinct word 3-grams of every two sets.", _wording_overlap),
         )
     ):
-        with _style():
+        with style():
             svg = draw(found)
         if svg is not None:
-            drawn.append({"title": title, "caption": caption, "svg": _inline(svg, f"f{number}-")})
+            drawn.append({"title": title, "caption": caption, "svg": inline(svg, f"f{number}-", f"{title}. {caption}")})
     return drawn
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "secateur",
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 10,
-        "text.parse_math": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    }
-    with matplotlib.rc_context(settings):
-        yield
-
-
-def _figure(height: float, rows: int = 1, **options: Any) -> tuple[Any, list[Any]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(rows, 1, squeeze=False, **options)
-    return figure, list(axes[:, 0])
-
-
-def _svg(figure: Any) -> str:
-    stream = io.StringIO()
-    figure.savefig(
-        stream, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    )
-    return stream.getvalue()
-
-
-def _inline(svg: str, prefix: str) -> str:
-    """An SVG file as a part of a page: no prologue, no namespaces, ids of its own, the page's text colour."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'\s(xmlns(:\w+)?)="[^"]*"', "", svg)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sid="([^"]+)"', rf' id="{prefix}\1"', svg)
-    svg = re.sub(r"url\(#", f"url(#{prefix}", svg).replace('xlink:href="#', f'href="#{prefix}')
-    svg = re.sub(r'<svg([^>]*?) width="[^"]*pt"', r"<svg\1", re.sub(r' height="[^"]*pt"', "", svg, count=1), count=1)
-    return svg.replace(INK, "currentColor")
-
-
 def _names(found: Mapping[str, Any]) -> list[str]:
-    """The sets' names, cut where they are long; with their numbers where they are then the same."""
-    names = ["".join(c if c.isprintable() else "?" for c in one["name"]) for one in found["sets"]]
-    cut = [name if len(name) <= NAME else f"{name[: NAME - 9]}…{name[-8:]}" for name in names]
-    return [f"{number}: {name}" if cut.count(name) > 1 else name for number, name in enumerate(cut, 1)]
+    return short_names([one["name"] for one in found["sets"]])
 
 
 def _details(found: Mapping[str, Any], family: str, name: str) -> list[Any]:
@@ -119,12 +76,10 @@ def _perplexities(found: Mapping[str, Any]) -> str | None:
     known = [value for one in values if one for value in one]
     if not known:
         return None
-    from matplotlib.ticker import NullFormatter
-
     low, high = math.log10(min(known)), math.log10(max(known))
     span = max(high - low, 0.05)
     edges = [10 ** (low + span * step / 30) for step in range(31)]
-    figure, axes = _figure(0.62 * len(values) + 0.6, len(values), sharex=True)
+    figure, axes = new_figure(0.62 * len(values) + 0.6, len(values), sharex=True)
     for number, (axis, one, name) in enumerate(zip(axes, values, _names(found), strict=True)):
         one = one or []
         axis.hist(one, bins=edges, color=COLOURS[number % len(COLOURS)])
@@ -137,20 +92,9 @@ def _perplexities(found: Mapping[str, Any]) -> str | None:
         axis.tick_params(axis="x", which="both", length=0)
     axes[-1].set_xscale("log")
     axes[-1].set_xlim(edges[0] / 1.05, edges[-1] * 1.05)
-    _plain_log_ticks(axes[-1], low, high)
-    axes[-1].xaxis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(axes[-1].xaxis, low, high)
     axes[-1].set_xlabel("perplexity (log scale)")
-    return _svg(figure)
-
-
-def _plain_log_ticks(axis: Any, low: float, high: float) -> None:
-    """Ticks at 1, 2, 5 times powers of ten (or powers alone over a wide range), as plain numbers."""
-    from matplotlib.ticker import FuncFormatter
-
-    steps = (1, 2, 5) if high - low < 2 else (1,)
-    ticks = [step * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
-    axis.set_xticks([tick for tick in ticks if 10**low / 1.05 <= tick <= 10**high * 1.05] or [10**low])
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"))
+    return svg_of(figure)
 
 
 def _languages(found: Mapping[str, Any]) -> str | None:
@@ -162,16 +106,16 @@ def _languages(found: Mapping[str, Any]) -> str | None:
         for language, count in one.items():
             totals[language] = totals.get(language, 0) + count / sum(one.values())
     shown = sorted(totals, key=lambda language: (-totals[language], language))[:LANGUAGES_SHOWN]
-    figure, (axis,) = _figure(0.42 * len(counts) + 1.0)
+    figure, (axis,) = new_figure(0.42 * len(counts) + 1.0)
     left = [0.0] * len(counts)
     for number, language in enumerate([*shown, "other"]):
         shares = [_share(one, language, shown) for one in counts]
         if not any(shares):
             continue
-        colour = COLOURS[number % len(COLOURS)] if language != "other" else "#888888"
+        colour = COLOURS[number % len(COLOURS)] if language != "other" else GREY
         bars = axis.barh(range(len(counts)), shares, left=left, color=colour, label=language, edgecolor="white")
         labels = [f"{language} {share:.0%}" if share > 0.17 else "" for share in shares]
-        dark = _luminance(colour) < 0.3
+        dark = luminance(colour) < 0.3
         axis.bar_label(bars, labels, label_type="center", color="white" if dark else "black", fontsize=9)
         left = [start + share for start, share in zip(left, shares, strict=True)]
     axis.set_yticks(range(len(counts)), _names(found))
@@ -179,7 +123,7 @@ def _languages(found: Mapping[str, Any]) -> str | None:
     axis.set_xlim(0, 1)
     axis.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
     figure.legend(loc="outside lower center", ncols=6, frameon=False, handlelength=1, columnspacing=1, fontsize=9)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _share(counts: Mapping[str, int], language: str, shown: Sequence[str]) -> float:
@@ -189,42 +133,24 @@ def _share(counts: Mapping[str, int], language: str, shown: Sequence[str]) -> fl
     return counts.get(language, 0) / total
 
 
-def _luminance(colour: str) -> float:
-    from matplotlib.colors import to_rgb
-
-    return sum(weight * part**2.2 for weight, part in zip((0.2126, 0.7152, 0.0722), to_rgb(colour), strict=True))
-
-
-def _line(number: int) -> dict[str, Any]:
-    """How the line of a set looks: no two alike, by colour alone or without it."""
-    turn = number // len(COLOURS)
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": LINES[(number + turn) % len(LINES)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "markersize": 4,
-        "linewidth": 1.6,
-    }
-
-
 def _ranks(found: Mapping[str, Any]) -> str | None:
     spectra = _details(found, "spectra", "spectra")
     if not any(spectra):
         return None
-    figure, (axis,) = _figure(2.5 + 0.2 * ((len(spectra) + 1) // 2))
+    figure, (axis,) = new_figure(2.5 + 0.2 * ((len(spectra) + 1) // 2))
     for number, (one, name) in enumerate(zip(spectra, _names(found), strict=True)):
         shares: dict[int, list[float]] = {}
         for spectrum in one or []:
             shares.setdefault(spectrum["block"], []).append(spectrum["effective_rank"] / spectrum["inputs"])
         means = [sum(shares[block]) / len(shares[block]) for block in sorted(shares)]
-        axis.plot(sorted(shares), means, label=name, **_line(number))
+        axis.plot(sorted(shares), means, label=name, **look(number))
     axis.set_ylim(bottom=0)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.set_xlabel("block")
     axis.set_ylabel("effective rank / width")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _spectra(found: Mapping[str, Any]) -> str | None:
@@ -233,18 +159,18 @@ def _spectra(found: Mapping[str, Any]) -> str | None:
     if not blocks:
         return None
     chosen = sorted({blocks[0], blocks[len(blocks) // 2], blocks[-1]})
-    figure, axes = _figure(1.3 * len(chosen) + 0.6 + 0.2 * ((len(spectra) + 1) // 2), len(chosen), sharex=True)
+    figure, axes = new_figure(1.3 * len(chosen) + 0.6 + 0.2 * ((len(spectra) + 1) // 2), len(chosen), sharex=True)
     for axis, block in zip(axes, chosen, strict=True):
         for number, one in enumerate(spectra):
             curve = next((entry["curve"] for entry in one or [] if entry["block"] == block), [])
             ranks = [step / max(len(curve) - 1, 1) for step in range(len(curve))]
-            look = _line(number) | {"marker": "", "label": _names(found)[number] if block == chosen[0] else None}
-            axis.plot(ranks, curve, **look)
+            how = look(number) | {"marker": "", "label": _names(found)[number] if block == chosen[0] else None}
+            axis.plot(ranks, curve, **how)
         axis.set_title(f"block {block}", fontsize=10, loc="left", pad=2)
     axes[-1].set_xlabel("rank of the eigenvalue, over the width")
     axes[len(chosen) // 2].set_ylabel("log10 of eigenvalue / largest")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _mask_overlap(found: Mapping[str, Any]) -> str | None:
@@ -259,30 +185,13 @@ def _wording_overlap(found: Mapping[str, Any]) -> str | None:
 
 
 def _heat_map(rows: Sequence[Sequence[float | None]], names: Sequence[str]) -> str:
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-    from matplotlib.patches import Rectangle
-
     known = [value for row in rows for value in row if value is not None]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    high = max(high, low + 1e-9)
-    colours = colormaps["cividis"]
-    figure, (axis,) = _figure(0.5 * len(names) + 1.1)
-    for one, row in enumerate(rows):
-        for other, value in enumerate(row):
-            if value is None:
-                continue
-            colour = to_hex(colours((value - low) / (high - low)))
-            axis.add_patch(Rectangle((other - 0.5, one - 0.5), 1, 1, color=colour))
-            ink = "white" if _luminance(colour) < 0.2 else "black"
-            digits = f"{value:.3f}".lstrip("0") if value < 1 else "1"
-            if len(names) <= 8:
-                axis.text(other, one, digits, ha="center", va="center", color=ink, fontsize=9)
-    axis.set_xlim(-0.5, len(names) - 0.5)
-    axis.set_ylim(len(names) - 0.5, -0.5)
+    figure, (axis,) = new_figure(0.5 * len(names) + 1.1)
+    digits = [
+        ["" if value is None else f"{value:.3f}".lstrip("0") if value < 1 else "1" for value in row] for row in rows
+    ]
+    span = (min(known), max(known)) if known else (0.0, 1.0)
+    heat_cells(axis, rows, span, digits if len(names) <= 8 else None)
     axis.set_yticks(range(len(names)), [f"{name}  {number}" for number, name in enumerate(names, 1)])
     axis.set_xticks(range(len(names)), [str(number) for number in range(1, len(names) + 1)])
-    axis.tick_params(length=0)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-    return _svg(figure)
+    return svg_of(figure)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 PAGE = "profile.html"
@@ -11,19 +10,13 @@ PAGE = "profile.html"
 
 def profile_page(found: Mapping[str, Any]) -> str:
     """The page as text. Everything that comes from a set is escaped; figures are inline SVG."""
-    from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
+    from secateur.reports.page import render
     from secateur.reports.profile_figures import figures
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("profile.html.jinja")
-    return template.render(
+    return render(
+        "profile.html.jinja",
         found=found,
         tables=_tables(found),
         made=[_made(one) for one in found["sets"]],

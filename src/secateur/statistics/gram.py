@@ -60,6 +60,13 @@ class Gram(Statistic):
         # One infinite or undefined entry in a row of X reaches the diagonal.
         return bool(self._lower.diagonal().isfinite().all())
 
+    def energy(self, rows: Tensor) -> float:
+        """``tr(rows G rows^T)``: the squared outputs of ``rows`` ``[any, inputs]`` fp32, summed over tokens and rows.
+
+        Cost: 2 * rows * inputs^2 FLOPs.
+        """
+        return ((rows @ self.matrix) * rows).sum(dtype=torch.float64).item()
+
     def mean(self) -> Tensor:
         """``X^T X / tokens``, fp32 ``[inputs, inputs]``."""
         return self.matrix / (self.tokens or 1)

@@ -1,0 +1,62 @@
+"""A named perplexity protocol as one of an evaluation's tasks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from secateur.calibration.sources.base import TextSource
+from secateur.calibration.sources.resolve import resolve_text_source
+from secateur.evaluation.perplexity import perplexity
+from secateur.evaluation.protocol import PROTOCOLS, EvaluationText, Protocol, tokenise
+from secateur.evaluation.scorer import Scorer
+from secateur.evaluation.task import EvaluationTask, TaskScore
+
+
+@dataclass(frozen=True)
+class PerplexityTask(EvaluationTask):
+    """``ppl`` by the protocol of the task's name. ``text`` ``None``: the protocol's own; ``limit``: at most so many windows
+    or documents, evenly spread. Windows are as long as the model's positions where those are fewer."""
+
+    text: str | None = None
+    text_key: str = "text"
+    split: str | None = None
+    limit: int | None = None
+
+    @property
+    def protocol(self) -> Protocol:
+        return PROTOCOLS[self.name]
+
+    def source(self) -> TextSource:
+        name, split = self.text or self.protocol.text or "", self.split or self.protocol.split
+        return resolve_text_source(name, self.text_key, split)
+
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self), "text_fingerprint": self.source().fingerprint()}
+
+    def score(self, scorer: Scorer) -> TaskScore:
+        protocol = self.protocol
+        if protocol.window and scorer.positions and scorer.positions < protocol.window:
+            protocol = replace(protocol, window=scorer.positions, name="")
+        text = scorer.keep(self, lambda: self._tokenised(protocol, scorer))
+        found = perplexity(scorer.model, text, protocol, scorer.batch_size, scorer.progress)
+        facts = {"protocol": str(protocol), "tokens": found.tokens, "text": self.source().name, "cut": text.cut}
+        return TaskScore({"ppl": found.value}, found.sequences, facts=facts)
+
+    def _tokenised(self, protocol: Protocol, scorer: Scorer) -> EvaluationText:
+        texts = [text for _, text in self.source().texts() if protocol.window or text.strip()]
+        return tokenise(texts, scorer.tokenizer, protocol, scorer.positions, self.limit)
+
+
+@dataclass(frozen=True)
+class WikiText2(PerplexityTask):
+    """Perplexity of WikiText-2's test split, in windows of 2,048 tokens."""
+
+    name = "wikitext2"
+
+
+@dataclass(frozen=True)
+class Alpaca(PerplexityTask):
+    """Mean perplexity of the first 10,000 Alpaca texts with GPT-4's answers, each whole (the paper's)."""
+
+    name = "alpaca"

@@ -1,0 +1,107 @@
+"""What a study will take: pruning by the forecast of one cell of each kind, evaluation by its forward passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.pipeline.calibrate import load_set
+from secateur.pipeline.pruning_run import hidden_budget
+from secateur.pipeline.store import read_manifest
+from secateur.pruning.forecast import Forecast, expected_memory, forecast
+from secateur.studies.plan import CellWork, StudyPlan
+
+
+@dataclass(frozen=True)
+class Price:
+    """``seconds``: of one process, for what is to run, pruning and evaluation; cells that share a pass count in full.
+    ``peak_bytes``: of the heaviest cell, and so of each worker. ``unpriced``: what else there is to do, in words;
+    ``cells``: how many are to run."""
+
+    seconds: float
+    peak_bytes: int
+    unpriced: str
+    cells: int
+
+    def sentence(self) -> str:
+        if not self.cells:
+            return "nothing but what the store has already"
+        amount = f"{self.seconds:.0f} s" if self.seconds < 90 else f"{self.seconds / 60:.0f} min"
+        if self.seconds > 5400:
+            amount = f"{self.seconds / 3600:.1f} h"
+        return f"about {amount} of one process, {self.peak_bytes / 2**30:.1f} GiB each (this machine, measured now)" + (
+            f"; {self.unpriced} comes on top" if self.unpriced else ""
+        )
+
+
+def price(plan: StudyPlan, todo: list[str], store: Path) -> Price:
+    """The price of the cells ``todo``, by digest. One cell of each kind is forecast, a second or two each."""
+    works = [plan.works[digest] for digest in todo]
+    kinds = priced_alike(plan, works)
+    forecasts = {key: _forecast(work, store) for key, work in kinds.items()}
+    seconds = 0.0
+    speeds = [speed for key, found in forecasts.items() if (speed := _speed(kinds[key], found)) is not None]
+    for work in works:
+        if not work.dense:
+            seconds += forecasts[_key(work)].seconds
+        if speeds:
+            seconds += _scored_tokens(plan, work) * min(speeds)
+    peak = max((found.peak_bytes for found in forecasts.values()), default=0)
+    unmade = len({work.set_key for work in works if _unmade(work, store)})
+    unpriced = f"making {unmade} calibration sets" if unmade else ""
+    return Price(seconds, peak, unpriced, len(todo))
+
+
+def _unmade(work: CellWork, store: Path) -> bool:
+    """Whether the store lacks a cell's set; one chosen by another set is taken to be lacking."""
+    stage = work.plan.calibration
+    return stage is not None and (work.cell.needs is not None or read_manifest(stage.folder(store)) is None)
+
+
+def priced_alike(plan: StudyPlan, works: list[CellWork] | None = None) -> dict[str, CellWork]:
+    """One work of each kind that costs differently: sparsity, seeds and sources make no difference."""
+    found: dict[str, CellWork] = {}
+    for work in plan.works.values() if works is None else works:
+        if not work.dense:
+            found.setdefault(_key(work), work)
+    return found
+
+
+def peak_bytes(work: CellWork) -> int:
+    """Memory that pruning is expected to take at most."""
+    stage, spec = work.plan.pruning, work.cell.recipe.pruning
+    budget = hidden_budget(stage)
+    return expected_memory(stage.skeleton, stage.plan, spec.propagation, _lengths(work), spec.batch_size, budget)
+
+
+def _key(work: CellWork) -> str:
+    pruning = work.cell.recipe.pruning.model_dump(exclude={"sparsity", "pattern"})
+    return repr((work.plan.model.digest, pruning, _lengths(work)))
+
+
+def _lengths(work: CellWork) -> list[int]:
+    if work.plan.calibration is not None:
+        spec = work.plan.calibration.spec
+        return [spec["length"]] * spec["samples"]
+    if work.plan.existing_set is not None:
+        return [len(sample.token_ids) for sample in load_set(work.plan.existing_set).samples]
+    return []
+
+
+def _forecast(work: CellWork, store: Path) -> Forecast:
+    stage, spec = work.plan.pruning, work.cell.recipe.pruning
+    lengths, budget = _lengths(work), hidden_budget(stage)
+    return forecast(stage.skeleton, stage.plan, spec.propagation, lengths, spec.batch_size, budget, store)
+
+
+def _speed(work: CellWork, found: Forecast) -> float | None:
+    """Seconds that a token takes through the model's blocks once; ``None`` where no forward was forecast."""
+    tokens = sum(_lengths(work)) * (2 if work.cell.recipe.pruning.propagation == "block" else 1)
+    return found.time["forward"] / tokens if tokens and "forward" in found.time else None
+
+
+def _scored_tokens(plan: StudyPlan, work: CellWork) -> int:
+    """Tokens that an evaluation runs through the model, where its limit says so; else 0."""
+    spec: Any = plan.known.evaluation(work.cell.recipe)
+    return (spec.limit or 0) * (spec.protocol.window or 0)

@@ -1,0 +1,46 @@
+"""The scores of one model of a study, by the evaluation stage."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from secateur.evaluation.metrics import flatten
+from secateur.pipeline.components import ResolvedModel
+from secateur.pipeline.evaluate import plan_evaluation
+from secateur.pipeline.evaluator import Evaluator
+from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.reporter import Reporter
+from secateur.pipeline.store import digest_of, read_manifest
+from secateur.studies.machine import cores, free_memory
+
+
+@dataclass(frozen=True)
+class Scored:
+    """``values``: by flat name; ``scores``: as the evaluation has them; ``digest``: of its spec."""
+
+    values: dict[str, float]
+    scores: dict[str, Any]
+    digest: str
+    seconds: float
+    peak_gib: float
+
+
+def score(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel | None, store: Path) -> Scored:
+    """Evaluate ``model``; with ``dense``, also against that."""
+    started = time.perf_counter()
+    stage = plan_evaluation(recipe, model, dense)
+    folder = stage.folder(store)
+    scores = stage.run(folder, Reporter(), _evaluator())
+    phases = (read_manifest(folder) or {}).get("phases", {})
+    peak = max((phase["peak_mib"] for phase in phases.values()), default=0.0) / 1024
+    return Scored(flatten(scores), scores, digest_of(stage.spec), round(time.perf_counter() - started, 3), peak)
+
+
+@lru_cache(maxsize=1)
+def _evaluator() -> Evaluator:
+    """One a process: it keeps the dense model and, of its logits, what takes this worker's share of a quarter of the memory."""
+    return Evaluator(free_memory() // (4 * cores()))

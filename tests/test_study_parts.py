@@ -1,0 +1,102 @@
+"""Parts of a study by themselves: what is kept of masks, how labels are written, how many workers there is room for."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conftest import masks_of, prune_folder
+from secateur.masks.agreement import agreement, jaccard, shared_counts
+from secateur.studies import workers
+from secateur.studies.mask_sample import overlap, positions, sample_masks
+from secateur.studies.schema import label_of
+
+
+def exact(one: dict, other: dict) -> tuple[float, float]:
+    """Overlap of whole masks, linears weighed by size."""
+    total = sum(mask.numel() for mask in one.values())
+    found = np.zeros(2)
+    for name, mask in one.items():
+        shared = shared_counts([mask, other[name]])
+        found += mask.numel() * np.array([float(jaccard(shared)[0, 1]), float(agreement(shared, mask.numel())[0, 1])])
+    return tuple(found / total)
+
+
+def test_small_models_are_kept_whole_so_their_overlap_is_exact(llama, tmp_path):
+    data = torch.randint(3, 300, (6, 24), generator=torch.Generator().manual_seed(1)).tolist()
+    records, _ = prune_folder(llama, tmp_path / "one", pattern="unstructured")
+    others, _ = prune_folder(llama, tmp_path / "other", pattern="unstructured", data=data)
+    found = overlap(sample_masks(tmp_path / "one", records), sample_masks(tmp_path / "other", others))
+    expected = exact(masks_of(tmp_path / "one", records), masks_of(tmp_path / "other", others))
+    assert found[:2] == pytest.approx(expected)
+    assert 0.33 < found[0] < 1
+
+
+def test_inputs_that_were_reordered_are_put_back(tmp_path):
+    mask = torch.rand(8, 16, generator=torch.Generator().manual_seed(0)) > 0.5
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+
+    def folder(name, weight, order):
+        (tmp_path / name).mkdir()
+        save_file({"w": weight.float().contiguous()}, tmp_path / name / "model.safetensors")
+        record = types.SimpleNamespace(name="w", key="w", weights=128, order=order, transposed=False)
+        return sample_masks(tmp_path / name, [record])
+
+    plain, moved = folder("plain", mask, []), folder("moved", mask[:, order], order.tolist())
+    assert overlap(plain, moved)[:2] == (1.0, 1.0)
+    assert overlap(plain, folder("other", mask[:, order], []))[0] < 1
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
+def test_of_large_models_the_sampled_overlap_is_within_one_per_cent(sparsity):
+    random = np.random.default_rng(0)
+    errors = []
+    for trial in range(20):
+        looked = positions(f"linear {trial}", 2_000_000, 65536)
+        assert len(set(looked.tolist())) == 65536
+        one = random.random(2_000_000) < sparsity
+        other = np.where(random.random(2_000_000) < 0.7, one, random.random(2_000_000) < sparsity)
+        whole = (one & other).sum() / (one | other).sum()
+        errors.append(abs((one & other)[looked].sum() / (one | other)[looked].sum() - whole))
+    assert np.quantile(errors, 0.9) < 0.01
+
+
+def test_samples_of_other_linears_are_not_compared():
+    entry = {"bits": "AAAA", "positions": 24, "weights": 24}
+    assert overlap({"a": entry}, {"b": entry}) is None
+    assert overlap({"a": entry}, {"a": entry | {"positions": 16}}) is None
+    assert overlap({"a": entry}, {"a": entry})[:2] == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        (0.5, "0.5"),
+        (16, "16"),
+        (True, "true"),
+        (None, "null"),
+        ("2:4", "2:4"),
+        ({"name": "sparsegpt", "damping": 0.1}, "sparsegpt damping 0.1"),
+        ([{"name": "length"}, "duplicates"], "length+duplicates"),
+        ([], "none"),
+    ],
+)
+def test_a_value_as_a_label(value, label):
+    assert label_of(value) == label
+
+
+@pytest.mark.parametrize(
+    ("gib", "device", "tasks", "expected"),
+    [(100, "cpu", 99, 4), (3, "cpu", 99, 2), (0.1, "cpu", 99, 1), (100, "cpu", 3, 3)],
+)
+def test_workers_fit_the_cores_the_memory_and_the_tasks(monkeypatch, gib, device, tasks, expected):
+    monkeypatch.setattr(workers, "cores", lambda: 4)
+    monkeypatch.setattr(workers, "free_memory", lambda: gib * 2**30)
+    monkeypatch.setattr(workers, "heaviest", lambda plan: 2**30)
+    recipe = types.SimpleNamespace(device=device)
+    plan = types.SimpleNamespace(works={"a": types.SimpleNamespace(cell=types.SimpleNamespace(recipe=recipe))})
+    assert workers.default_workers(plan, tasks) == expected
