@@ -15,6 +15,7 @@ from secateur.evaluation.capabilities import capability_of, retention
 from secateur.evaluation.confidence import confidence_of, reliability
 from secateur.evaluation.metrics import better, flatten
 from secateur.evaluation.task import choices_score
+from secateur.reports import model_card
 
 
 def test_the_error_is_the_mean_gap_of_the_bins_weighted_by_answers():
@@ -132,3 +133,13 @@ def test_unknown_metrics_are_refused_with_a_near_name():
 def test_names_need_no_torch():
     code = "import sys, secateur.evaluation.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_model_card_lists_tasks_beside_dense_and_chance():
+    perplexity = {"protocol": "concat-32", "tokens": 320, "value": 7.0}
+    own = {"acc": 0.5, "acc_stderr": 0.05, "chance": 0.25}
+    tasks = {"one": own, "two": {"acc": 0.4, "acc_norm": 0.45, "acc_stderr": 0.05}, "alpaca": {"ppl": 9.0}}
+    dense = {"perplexity": perplexity, "tasks": {"one": {"acc": 0.75}}}
+    lines = model_card._scores({"perplexity": perplexity, "tasks": tasks}, dense)
+    rows = [line for line in lines if line.startswith(("| one", "| two", "| alpaca"))]
+    assert rows == ["| one | 0.500 ± 0.050 | 0.750 | 0.250 |", "| two | 0.450 |  |  |"]

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from secateur.evaluation.capabilities import accuracy_of
+
 
 def model_card(manifest: dict[str, Any], scores: dict[str, Any], dense_scores: dict[str, Any]) -> str:
     """Markdown with the front matter that the Hub reads."""
@@ -86,7 +88,21 @@ def _scores(scores: dict[str, Any], dense_scores: dict[str, Any]) -> list[str]:
             "",
             f"Against the dense model: KL {f['kl']:.4f} nats, Jensen-Shannon {f['js']:.4f} nats, same likeliest token {f['top1']:.1%}.",
         ]
-    return [*lines, ""]
+    return [*lines, *_tasks(scores.get("tasks", {}), dense_scores.get("tasks", {})), ""]
+
+
+def _tasks(tasks: dict[str, Any], dense: dict[str, Any]) -> list[str]:
+    """The accuracy of each task that has one, its standard error, and what chance gives."""
+    rows = []
+    for name, own in tasks.items():
+        value, theirs = accuracy_of(own), accuracy_of(dense.get(name, {}))
+        if value is not None:
+            known = own.get("acc_stderr") and value == own.get("acc")
+            error = f" ± {own['acc_stderr']:.3f}" if known else ""
+            before = "" if theirs is None else f"{theirs:.3f}"
+            chance = "" if own.get("chance") is None else f"{own['chance']:.3f}"
+            rows.append(f"| {name} | {value:.3f}{error} | {before} | {chance} |")
+    return ["", "| task | accuracy ± standard error | dense | chance |", "|---|---|---|---|", *rows] if rows else []
 
 
 def _warnings(warnings: list[str]) -> list[str]:
