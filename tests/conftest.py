@@ -271,7 +271,8 @@ class ScriptedContext(Context):
 
 
 SLOWLY = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 from secateur.cli.main import main
 from secateur.journal import Journal
 append = Journal.append
