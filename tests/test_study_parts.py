@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,3 +104,42 @@ def test_workers_fit_the_cores_the_memory_and_the_tasks(monkeypatch, gib, device
     recipe = types.SimpleNamespace(device=device)
     plan = types.SimpleNamespace(works={"a": types.SimpleNamespace(cell=types.SimpleNamespace(recipe=recipe))})
     assert workers.default_workers(plan, tasks) == expected
+
+
+ORPHAN = """
+import os, sys, time
+from pathlib import Path
+from secateur.studies.pool import ProcessPool
+
+def work(task, store, tell):
+    (store / "partial").write_text(str(os.getpid()))
+    (store / "partial").rename(store / "pid")
+    time.sleep(300)
+
+if __name__ == "__main__":
+    pool = ProcessPool(1, 1, Path(sys.argv[1]), print, work)
+    pool.start("a task")
+    pool.wait()
+"""
+
+
+def runs(process: int) -> bool:
+    """A process that has ended counts as gone, even if nobody has asked for its exit code yet."""
+    status = Path(f"/proc/{process}/status")
+    return status.exists() and "\nState:\tZ" not in status.read_text()
+
+
+def test_workers_end_with_the_process_that_hands_out_the_work(tmp_path):
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "pid").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    worker = int((tmp_path / "pid").read_text())
+    process.kill()
+    process.wait()
+    while runs(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

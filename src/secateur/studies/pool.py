@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 from secateur.studies.tasks import Outcome, Task, perform
@@ -155,9 +156,18 @@ def _serve(connection: Connection, work: Perform, store: Path, threads: int) -> 
 
     from secateur.models.loading import quiet_transformers
 
+    Thread(target=_leave_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that hands out the work
     torch.set_num_threads(threads)
     quiet_transformers()
     with suppress(EOFError, OSError):
         while True:
             connection.send(work(connection.recv(), store, connection.send))
+
+
+def _leave_with_parent() -> None:
+    """End this process when the one that hands out the work is gone, however it went: nobody would take the outcome."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
