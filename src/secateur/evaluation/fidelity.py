@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 from secateur.models.batches import Batch, make_batches
 from secateur.models.forward import default_batch, next_token_logits
 
+TOGETHER = 64
+"""Tokens whose distributions are compared at a time: few enough for a processor's cache."""
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -96,8 +99,16 @@ def _losses(logits: Tensor, counted: Tensor, batch: Batch) -> list[float]:
 
 def divergences(logits: Tensor, others: Tensor) -> Tensor:
     """KL, Jensen-Shannon divergence and agreement per token, ``[3, tokens]``, from two ``[tokens, vocabulary]``."""
+    parts = zip(logits.split(TOGETHER), others.split(TOGETHER), strict=True)
+    return (
+        torch.cat([_divergences(some, same) for some, same in parts], dim=1) if len(logits) else logits.new_zeros(3, 0)
+    )
+
+
+def _divergences(logits: Tensor, others: Tensor) -> Tensor:
     p, q = logits.log_softmax(dim=-1), others.log_softmax(dim=-1)
+    dense, pruned = p.exp(), q.exp()
     middle = torch.logaddexp(p, q) - math.log(2)
-    kl = (p.exp() * (p - q)).sum(dim=-1)
-    js = ((p.exp() * (p - middle)).sum(dim=-1) + (q.exp() * (q - middle)).sum(dim=-1)) / 2
+    kl = (dense * (p - q)).sum(dim=-1)
+    js = ((dense * (p - middle)).sum(dim=-1) + (pruned * (q - middle)).sum(dim=-1)) / 2
     return torch.stack([kl, js, (p.argmax(dim=-1) == q.argmax(dim=-1)).float()])

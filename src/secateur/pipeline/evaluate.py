@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import resolve_text_source
@@ -25,7 +22,7 @@ from secateur.pipeline.evaluator import Evaluator
 from secateur.pipeline.provenance import Phases, environment
 from secateur.pipeline.recipe import EvaluationSpec, Recipe
 from secateur.pipeline.reporter import Reporter
-from secateur.pipeline.store import DIGEST_SHOWN, build, digest_of, disk_error, finished, read_manifest
+from secateur.pipeline.store import DIGEST_SHOWN, build, digest_of, finished, read_manifest, waiting
 
 FORMAT = 1
 SCORES = "scores.json"
@@ -57,7 +54,7 @@ class EvaluationStage:
         ``evaluator``: one that serves several stages, to load and compute what they share once.
         """
         if not finished(final, self.spec):
-            with _turn(final):
+            with waiting(reporter.note):
                 build(final, self.spec, lambda partial: self._make(partial, final, reporter, evaluator or Evaluator()))
         return json.loads((final / SCORES).read_text(encoding="utf-8"))
 
@@ -79,29 +76,17 @@ class EvaluationStage:
         return tokenise(texts, tokenizer, self.protocol, self.model.positions, self.limit)
 
 
-@contextmanager
-def _turn(final: Path) -> Iterator[None]:
-    """Wait for another process that makes ``final`` just now: evaluations of several pruned models share the dense one's."""
-    final = final.absolute()
-    lock = FileLock(final.parent / f".{final.name}.turn.lock")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise disk_error(error, final) from error
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it finds the work done
-        lock.release()
-
-
-def plan_evaluation(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel | None = None) -> EvaluationStage:
+def plan_evaluation(
+    recipe: Recipe,
+    model: ResolvedModel,
+    dense: ResolvedModel | None = None,
+    text_source: Callable[[str, str, str], TextSource] = resolve_text_source,
+) -> EvaluationStage:
     """Resolve and check the evaluation of ``model``; with ``dense``, also its fidelity to that.
 
     Where the recipe leaves it open, the text is the held-out library files for the bundled model and what was pruned
     from it, WikiText-2 for others; the protocol concat-2048, or as many positions as the model has. A protocol of a name
-    brings its own text.
+    brings its own text. ``text_source`` finds a text by its name, key and split.
     """
     spec = recipe.evaluation
     origin = dense or dense_model_of(model) or model
@@ -110,7 +95,7 @@ def plan_evaluation(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel |
     split = spec.split if spec.text or not protocol.text else protocol.split
     own = spec.text is None and protocol.text is None and origin.is_reference
     limit = spec.limit or (REFERENCE_WINDOWS if own else None)
-    source = resolve_text_source(name, spec.text_key, split)
+    source = text_source(name, spec.text_key, split)
     if dense is not None and _vocabulary(dense) != _vocabulary(model):
         raise UsageError(
             f"{model.name} has {_vocabulary(model)} tokens and {dense.name} has {_vocabulary(dense)}: models of different "
@@ -132,7 +117,7 @@ def plan_evaluation(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel |
     tasks = plan_tasks(spec)
     reference = None
     if dense is not None and differs and (tasks or spec.generations.count):
-        reference = plan_evaluation(recipe, dense)
+        reference = plan_evaluation(recipe, dense, None, text_source)
     resolved |= _more(spec, tasks, reference)
     return EvaluationStage(recipe, model, compared, source, protocol, limit, resolved, tasks, reference)
 

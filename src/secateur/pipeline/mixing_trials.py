@@ -27,7 +27,7 @@ from secateur.pipeline.prune import plan_prune
 from secateur.pipeline.pruning_run import run_together
 from secateur.pipeline.recipe import Part, Recipe
 from secateur.pipeline.reporter import Reporter
-from secateur.pipeline.store import DIGEST_SHOWN, digest_of
+from secateur.pipeline.store import DIGEST_SHOWN, digest_of, locked
 
 
 @dataclass
@@ -111,13 +111,10 @@ def only_one(path: Path) -> Iterator[Journal]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=0.2)
+        with locked(lock, str(path)):
+            yield Journal(path)
     except Timeout as error:
         raise StoreError(
             f"Another process is running trials of the same setting right now (lock {lock.lock_file}). Wait for it and run "
             "the same command again: the trials it finished will be used."
         ) from error
-    try:
-        yield Journal(path)
-    finally:
-        lock.release()

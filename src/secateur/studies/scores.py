@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from secateur.calibration.sources.base import ReadOnce, TextSource
+from secateur.calibration.sources.resolve import resolve_text_source
 from secateur.evaluation.metrics import flatten
 from secateur.pipeline.components import ResolvedModel
 from secateur.pipeline.evaluate import plan_evaluation
@@ -32,12 +34,18 @@ class Scored:
 def score(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel | None, store: Path) -> Scored:
     """Evaluate ``model``; with ``dense``, also against that."""
     started = time.perf_counter()
-    stage = plan_evaluation(recipe, model, dense)
+    stage = plan_evaluation(recipe, model, dense, _text_source)
     folder = stage.folder(store)
     scores = stage.run(folder, Reporter(), _evaluator())
     phases = (read_manifest(folder) or {}).get("phases", {})
     peak = max((phase["peak_mib"] for phase in phases.values()), default=0.0) / 1024
     return Scored(flatten(scores), scores, digest_of(stage.spec), round(time.perf_counter() - started, 3), peak)
+
+
+@lru_cache(maxsize=4)
+def _text_source(name: str, key: str, split: str) -> TextSource:
+    """Read once a process: to look through a text again for every cell costs as much as to prune it."""
+    return ReadOnce(resolve_text_source(name, key, split))
 
 
 @lru_cache(maxsize=1)

@@ -115,6 +115,19 @@ class Texts(TextSource):
         return self._texts
 
 
+class ReadOnce(TextSource):
+    """Another source, read once and kept in memory with its fingerprint."""
+
+    def __init__(self, source: TextSource) -> None:
+        self.name, self._fingerprint, self._texts = source.name, source.fingerprint(), list(source.texts())
+
+    def texts(self) -> Sequence[tuple[str, str]]:
+        return self._texts
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
 class _Encoded(Sequence[Document]):
     """Texts that are tokenised when they are looked at."""
 
