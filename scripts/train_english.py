@@ -4,7 +4,8 @@
 
 DATA has a folder for each kind of text with ``train.jsonl`` and ``heldout.jsonl`` (``.gz`` or not), one document a line under
 ``text``. The shares are of characters; documents are taken in the order of their hash, cut into pieces of at most
-``PIECE`` characters, until a kind's share is full. Stop it at any time and run the same command again.
+``PIECE`` characters, until a kind's share is full; what it took is in
+``train.jsonl`` and ``heldout.jsonl`` beside the model. Stop it at any time and run the same command again.
 """
 
 from __future__ import annotations
@@ -61,6 +62,14 @@ def texts_of(data: Path, split: str) -> list[str]:
     return found
 
 
+def kept(out: Path, split: str, texts: list[str]) -> list[str]:
+    """``texts``, written to ``out`` for studies to calibrate or to evaluate on."""
+    out.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return texts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -71,8 +80,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    texts = texts_of(asked.data, "train"), texts_of(asked.data, "heldout")
-    train_reference.train(asked.out, *texts, asked.epochs, asked.minutes, not asked.eager)
+    train, heldout = (kept(asked.out, split, texts_of(asked.data, split)) for split in CHARACTERS)
+    train_reference.train(asked.out, train, heldout, asked.epochs, asked.minutes, not asked.eager)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def test_headings_go_down_one_by_one_and_tables_have_headers(page):
     assert all(below <= above + 1 for above, below in pairwise(found.headings))
     assert page.count("<table") == page.count("<caption>") == page.count("<thead>")
     svgs = re.findall(r"<svg[^>]*>", page)
-    assert len(svgs) == 10
+    assert len(svgs) == 11
     assert all('role="img"' in svg and re.search(r'aria-label="[^"]{30,}"', svg) for svg in svgs)
     assert '<html lang="en">' in page
 
@@ -177,6 +177,7 @@ def test_figures_and_their_numbers_lie_beside_the_page(made):
     assert names == {path.stem for path in figures.glob("*.csv")}
     assert {
         "answer-1",
+        "facts-3",
         "paired-1",
         "scores-1-perplexity",
         "scores-2-cloze-acc",
@@ -197,6 +198,16 @@ def test_figures_and_their_numbers_lie_beside_the_page(made):
         assert row["source"] == cell.where.get("source", "")
     pairs = list(csv.DictReader(io.StringIO((figures / "paired-1.csv").read_text(encoding="utf-8"))))
     assert len(pairs) == 6 * len(SEEDS) - 1
+
+
+def test_a_correlation_shows_every_set_and_what_it_measured(made):
+    answer = read_study(made).answers[2]
+    rows = list(csv.DictReader(io.StringIO((made / "figures" / "facts-3.csv").read_text(encoding="utf-8"))))
+    assert [(row["label"], row["seed"], float(row["jaccard"]), float(row["cloze/acc"])) for row in rows] == [
+        (point["label"], str(point["seed"]), point["fact"], point["value"]) for point in answer.groups[0].points
+    ]
+    svg = (made / "figures" / "facts-3.svg").read_text(encoding="utf-8")
+    assert svg.count("<use ") >= len(rows)
 
 
 def test_every_repeat_is_drawn(made):

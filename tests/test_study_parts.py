@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from conftest import masks_of, prune_folder
 from secateur.masks.agreement import agreement, jaccard, shared_counts
-from secateur.studies import workers
+from secateur.studies import machine, workers
 from secateur.studies.mask_sample import overlap, positions, sample_masks
 from secateur.studies.schema import label_of
 
@@ -143,3 +143,12 @@ def test_workers_end_with_the_process_that_hands_out_the_work(tmp_path):
     while runs(worker):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "threads"), [("", 1, 8), ("", 3, 2), ("2", 1, 2), ("4", 4, 2), ("1,2", 1, 1), ("", 20, 1)]
+)
+def test_workers_share_the_cores_and_take_no_more_threads_than_asked(monkeypatch, asked, count, threads):
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert machine.threads_for(count) == threads

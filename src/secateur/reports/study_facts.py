@@ -94,6 +94,7 @@ class Group(Estimate):
     n: int | None = None
     pairs: list[Pair] = []
     levels: list[dict[str, Any]] = []
+    points: list[dict[str, Any]] = []
 
 
 class Answer(Estimate):
@@ -107,6 +108,7 @@ class Answer(Estimate):
     unit: str = ""
     adjustment: str = ""
     primary: bool = False
+    fact: str | None = None
     groups: list[Group] = []
 
 

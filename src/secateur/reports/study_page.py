@@ -13,6 +13,7 @@ from secateur.reports.drawing import Drawing, inline, standalone
 from secateur.reports.page import render, script
 from secateur.reports.study_answer_figures import answer_figure, paired_figure
 from secateur.reports.study_answers import VERDICTS, interval, levels_table, probability
+from secateur.reports.study_fact_figures import fact_figure
 from secateur.reports.study_facts import Cell, Study
 from secateur.reports.study_folder import read_study
 from secateur.reports.study_inside_figures import error_figures, mask_figure
@@ -89,9 +90,11 @@ def _part(study: Study, number: int, total: int) -> dict[str, Any]:
     declared = len(study.facts.comparisons) or len(study.answers)
     answers = [answer_figure(study, index) for index in range(len(study.answers))]
     paired = [paired_figure(study, index) for index in range(len(study.answers))]
+    facts = [fact_figure(study, index) for index in range(len(study.answers))]
     scores = [score_figure(study, index, across) for index in range(min(len(study.metrics), METRICS_DRAWN))]
     groups = {
         "answers": answers,
+        "facts": facts,
         "paired": paired[:declared],
         "paired_further": paired[declared:],
         "scores": scores,
@@ -125,6 +128,7 @@ def _part(study: Study, number: int, total: int) -> dict[str, Any]:
                 "interval": interval(answer),
                 "primary": answer is primary,
                 "figure": figures["answers"][index],
+                "facts": figures["facts"][index],
                 "levels": levels_table(answer),
             }
             for index, answer in enumerate(study.answers)

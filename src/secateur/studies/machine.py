@@ -9,7 +9,9 @@ from secateur.pipeline.provenance import machine_memory
 
 
 def threads_for(workers: int) -> int:
-    return max(1, cores() // workers)
+    """Threads of each of ``workers`` processes: the cores shared out, or what ``OMP_NUM_THREADS`` asks for if that is less."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return max(1, min(cores() // workers, int(asked) if asked.isdigit() else cores()))
 
 
 def cores() -> int:
