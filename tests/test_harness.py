@@ -26,6 +26,9 @@ from secateur.pipeline.evaluate import plan_evaluation
 from secateur.pipeline.evaluator import Evaluator
 from secateur.pipeline.recipe import Recipe
 from secateur.pipeline.reporter import Reporter
+from secateur.studies.plan import plan_study
+from secateur.studies.run import run_study
+from secateur.studies.study_file import load_study
 
 QUESTIONS = [
     ("Where does the fox sleep?", ["in the den", "over the dog"], 0),
@@ -259,3 +262,34 @@ def test_the_command_shows_tasks_before_and_after(llama, text_file, folder, tmp_
         assert sentence in printed
     assert main([*words, "--task", "hellaswag", "--tasks-from", folder]) == 2
     assert "The task 'hellaswag' is not in" in capsys.readouterr().err
+
+
+STUDY = """
+question: Which tasks suffer?
+recipe:
+  model: {model}
+  device: cpu
+  calibration: {{source: {text}, samples: 4, length: 24}}
+  pruning: {{propagation: dense, sparsity: 0.6}}
+  evaluation: {{text: {text}, protocol: concat-32, limit: 2, tasks: [{tasks}], tasks_from: {folder}}}
+axes:
+  method: {{path: pruning.method, values: [wanda, sparsegpt]}}
+repeats: 2
+metric: piqa/acc
+metrics: [mean-accuracy, retention, tasks/kl]
+comparisons:
+  - {{kind: difference, axis: method, baseline: wanda, claim: better}}
+"""
+
+
+def test_a_study_measures_by_lm_eval_s_tasks(llama, text_file, folder, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.format(model=llama, text=text_file, folder=folder, tasks="piqa, boolq"))
+    found = run_study(plan_study(load_study(str(path))), None, tmp_path / "store", Reporter(), 0)
+    assert not found.failed
+    assert [answer["metric"] for answer in found.answers] == ["piqa/acc", "mean-accuracy", "retention", "tasks/kl"]
+    assert all(answer["estimate"] is not None for answer in found.answers)
+    assert "piqa/acc against 'wanda': 'sparsegpt'" in found.answers[0]["sentence"]
+    path.write_text(STUDY.format(model=llama, text=text_file, folder=folder, tasks="piqa, hellaswag"))
+    with pytest.raises(UsageError, match="The task 'hellaswag' is not in"):
+        plan_study(load_study(str(path)))

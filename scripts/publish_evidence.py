@@ -1,0 +1,102 @@
+"""Put finished studies where readers find them: the answers in sentences, the numbers, the figures, the cost.
+
+    secateur study self-generated --out build/evidence/self-generated
+    python scripts/publish_evidence.py build/evidence/* --out docs/results/evidence/reference
+
+Of every study it writes ``OUT/NAME`` (the study file, ``answers.json``, ``results.parquet``, ``cost.json``, the main table, the
+figures of what was declared), and then ``OUT/README.md`` of all that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from secateur.reports.drawing import Drawing, standalone
+from secateur.reports.study_answer_figures import answer_figure
+from secateur.reports.study_fact_figures import fact_figure
+from secateur.reports.study_facts import Study
+from secateur.reports.study_folder import read_study
+from secateur.reports.study_inside_figures import mask_figure
+from secateur.reports.study_score_figures import curve_figures, score_figure
+from secateur.reports.study_scores import compared_axis, score_table
+from secateur.reports.study_tables import markdown_table
+
+KEPT = ("study.yaml", "answers.json", "results.parquet")
+TABLE, COST, README = "main.md", "cost.json", "README.md"
+
+
+def published(study: Study, target: Path) -> None:
+    """One study's folder, made anew."""
+    if study.manifest is None:
+        raise SystemExit(f"{study.folder} is not finished: run its study again first.")
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in KEPT:
+        shutil.copyfile(study.folder / name, target / name)
+    across = compared_axis(study)
+    (target / TABLE).write_text(markdown_table(score_table(study, study.facts.metric.name, across)), encoding="utf-8")
+    for drawing in drawings(study):
+        (target / f"{drawing.name}.svg").write_text(standalone(drawing.svg), encoding="utf-8")
+    told = {"cost": study.facts.cost, "environment": study.facts.environment}
+    (target / COST).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def drawings(study: Study) -> list[Drawing]:
+    """Of the declared comparisons, the primary metric, and the masks."""
+    declared, across = range(len(study.facts.comparisons)), compared_axis(study)
+    found = [
+        *(answer_figure(study, index) for index in declared),
+        *(fact_figure(study, index) for index in declared),
+        score_figure(study, 0, across),
+        *curve_figures(study, across),
+        mask_figure(study),
+    ]
+    return [drawing for drawing in found if drawing]
+
+
+def readme(out: Path, title: str) -> str:
+    """All that is under ``out``, the answers first."""
+    parts = [part for part in sorted(out.iterdir()) if (part / COST).exists()]
+    seconds = sum(_cost(part)["cpu_seconds"] for part in parts)
+    cells = sum(_cost(part)["done"] for part in parts)
+    lines = [f"# {title}", "", f"{len(parts)} studies, {cells:,} cells, {seconds / 3600:.1f} CPU-hours.", ""]
+    for part in parts:
+        lines += _section(part)
+    return "\n".join(lines)
+
+
+def _cost(part: Path) -> dict[str, Any]:
+    return json.loads((part / COST).read_text(encoding="utf-8"))["cost"]
+
+
+def _section(part: Path) -> list[str]:
+    answers, cost = json.loads((part / "answers.json").read_text(encoding="utf-8")), _cost(part)
+    metric = next(answer["metric"] for answer in answers if answer["primary"])
+    hours = cost["cpu_seconds"] / 3600
+    lines = [f"## {part.name}", "", f"    secateur study {part.name}", ""]
+    lines += [f"{cost['done']} cells ({cost['failed']} failed), {hours:.2f} CPU-hours.", ""]
+    for answer in answers:
+        if answer["metric"] == metric:
+            lines.append(f"- *{answer['question']}* **{answer['verdict']}**: {answer['sentence']}")
+    lines += ["", (part / TABLE).read_text(encoding="utf-8").strip(), ""]
+    figures = ", ".join(f"[{path.stem}]({part.name}/{path.name})" for path in sorted(part.glob("*.svg")))
+    return [*lines, f"Figures: {figures}.", ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--title", default="Evidence on the bundled model")
+    asked = parser.parse_args()
+    for folder in asked.folders:
+        published(read_study(folder), asked.out / folder.name)
+    (asked.out / README).write_text(readme(asked.out, asked.title), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
