@@ -24,6 +24,7 @@ from secateur.reports.study_inside_figures import mask_figure
 from secateur.reports.study_score_figures import curve_figures, score_figure
 from secateur.reports.study_scores import compared_axis, score_table
 from secateur.reports.study_tables import markdown_table
+from secateur.studies.files import study_names
 
 KEPT = ("study.yaml", "answers.json", "results.parquet")
 TABLE, COST, README = "main.md", "cost.json", "README.md"
@@ -77,7 +78,8 @@ def _section(part: Path) -> list[str]:
     answers, cost = json.loads((part / "answers.json").read_text(encoding="utf-8")), _cost(part)
     metric = next(answer["metric"] for answer in answers if answer["primary"])
     hours = cost["cpu_seconds"] / 3600
-    lines = [f"## {part.name}", "", f"    secateur study {part.name}", ""]
+    name = part.name if part.name in study_names() else f"{part.as_posix()}/study.yaml"
+    lines = [f"## {part.name}", "", f"    secateur study {name}", ""]
     lines += [f"{cost['done']} cells ({cost['failed']} failed), {hours:.2f} CPU-hours.", ""]
     for answer in answers:
         if answer["metric"] == metric:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from secateur.calibration.sources.base import TextSource
-from secateur.calibration.sources.resolve import resolve_text_source
 from secateur.errors import CalibrationError, UsageError
 from secateur.evaluation.scorer import Scorer
-from secateur.evaluation.task import EvaluationTask, TaskScore, choices_score
+from secateur.evaluation.task import TaskScore, choices_score
+from secateur.evaluation.text_task import TextTask
 
-HELDOUT = "stdlib-heldout"
 SHORTEST = 8
 """Characters of the shortest line that is asked for or offered, white space around it left out."""
 
@@ -29,12 +27,12 @@ class Item:
 
 
 @dataclass(frozen=True)
-class NextLine(EvaluationTask):
+class NextLine(TextTask):
     """Which of several lines comes next? By log-likelihood (``acc``), and that per character (``acc_norm``).
 
     ``items`` places are drawn by ``seed``, at most ``per_text`` from one text; the model sees the ``context_lines`` lines
     before. The ``choices - 1`` distractors are other lines of the same text, given the true line's indentation, so that
-    only what they say can tell them apart. ``text``: a source of text; ``text_key`` and ``split`` as for evaluation.text.
+    only what they say can tell them apart.
     """
 
     items: int = 200
@@ -42,9 +40,6 @@ class NextLine(EvaluationTask):
     context_lines: int = 20
     per_text: int = 4
     seed: int = 0
-    text: str = HELDOUT
-    text_key: str = "text"
-    split: str = "test"
 
     name = "next-line"
 
@@ -54,12 +49,6 @@ class NextLine(EvaluationTask):
                 "The task 'next-line' needs at least 1 of items, context_lines and per_text, and 2 choices; found "
                 f"{self.items}, {self.context_lines}, {self.per_text} and {self.choices}."
             )
-
-    def source(self) -> TextSource:
-        return resolve_text_source(self.text, self.text_key, self.split)
-
-    def spec(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self), "text_fingerprint": self.source().fingerprint()}
 
     def score(self, scorer: Scorer) -> TaskScore:
         items = scorer.keep(self, lambda: next_lines(self.source().texts(), self))

@@ -7,15 +7,12 @@ import random
 import textwrap
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from secateur.calibration.sources.base import TextSource
-from secateur.calibration.sources.resolve import resolve_text_source
 from secateur.errors import CalibrationError, UsageError
-from secateur.evaluation.cloze import HELDOUT
 from secateur.evaluation.scorer import Scorer
-from secateur.evaluation.task import EvaluationTask, TaskScore, accuracy_error
+from secateur.evaluation.task import TaskScore, accuracy_error
+from secateur.evaluation.text_task import TextTask
 from secateur.generation.engine import Sampling
 
 
@@ -29,7 +26,7 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Parses(EvaluationTask):
+class Parses(TextTask):
     """Functions of Python files are cut after their header; the model writes on, greedily, at most ``tokens`` tokens.
     ``acc``: the share of completed functions that ``ast.parse`` takes, up to where the indentation ends, or to the last
     whole line where it does not end in time. A header alone does not parse, so something must be written.
@@ -43,9 +40,6 @@ class Parses(EvaluationTask):
     context_lines: int = 20
     per_text: int = 2
     seed: int = 0
-    text: str = HELDOUT
-    text_key: str = "text"
-    split: str = "test"
 
     name = "parses"
 
@@ -55,12 +49,6 @@ class Parses(EvaluationTask):
                 "The task 'parses' needs at least 1 of items, tokens and per_text, and context_lines from 0; found "
                 f"{self.items}, {self.tokens}, {self.per_text} and {self.context_lines}."
             )
-
-    def source(self) -> TextSource:
-        return resolve_text_source(self.text, self.text_key, self.split)
-
-    def spec(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self), "text_fingerprint": self.source().fingerprint()}
 
     def score(self, scorer: Scorer) -> TaskScore:
         functions = scorer.keep(self, lambda: functions_of(self.source().texts(), self))

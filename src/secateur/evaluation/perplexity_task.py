@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import resolve_text_source
 from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.protocol import PROTOCOLS, EvaluationText, Protocol, tokenise
 from secateur.evaluation.scorer import Scorer
-from secateur.evaluation.task import EvaluationTask, TaskScore
+from secateur.evaluation.task import TaskScore
+from secateur.evaluation.text_task import TextTask
 
 
 @dataclass(frozen=True)
-class PerplexityTask(EvaluationTask):
+class PerplexityTask(TextTask):
     """``ppl`` by the protocol of the task's name. ``text`` ``None``: the protocol's own; ``limit``: at most so many windows
     or documents, evenly spread. Windows are as long as the model's positions where those are fewer."""
 
     text: str | None = None
-    text_key: str = "text"
     split: str | None = None
     limit: int | None = None
 
@@ -30,9 +29,6 @@ class PerplexityTask(EvaluationTask):
     def source(self) -> TextSource:
         name, split = self.text or self.protocol.text or "", self.split or self.protocol.split
         return resolve_text_source(name, self.text_key, split)
-
-    def spec(self) -> dict[str, Any]:
-        return {"name": self.name, **asdict(self), "text_fingerprint": self.source().fingerprint()}
 
     def score(self, scorer: Scorer) -> TaskScore:
         protocol = self.protocol
