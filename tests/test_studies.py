@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -371,6 +372,9 @@ def test_the_command_says_what_it_would_do_and_does_it(study_file, tmp_path, cap
     assert found["to_run"] == found["failed"] == []
     assert found["expected"]["sentence"] == "nothing but what the store has already"
     assert main(["study", path, "--store", str(store), "--workers", "-1"]) == 2
+    other = study_file({**SMALL, "samples: 6": "samples: 5"}, "other.yaml")
+    assert main(["check", other, "--store", str(store)]) == 0
+    assert re.search(r"making 4 calibration sets \(about \d+ s going by sets of the store\)", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

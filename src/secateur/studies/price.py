@@ -11,27 +11,26 @@ from secateur.pipeline.pruning_run import hidden_budget
 from secateur.pipeline.store import read_manifest
 from secateur.pruning.forecast import Forecast, expected_memory, forecast
 from secateur.studies.plan import CellWork, StudyPlan
+from secateur.studies.set_price import seconds_for
 
 
 @dataclass(frozen=True)
 class Price:
     """``seconds``: of one process, for what is to run, pruning and evaluation; cells that share a pass count in full.
-    ``peak_bytes``: of the heaviest cell, and so of each worker. ``unpriced``: what else there is to do, in words;
+    ``peak_bytes``: of the heaviest cell, and so of each worker. ``sets``: what making calibration sets adds, in words;
     ``cells``: how many are to run."""
 
     seconds: float
     peak_bytes: int
-    unpriced: str
+    sets: str
     cells: int
 
     def sentence(self) -> str:
         if not self.cells:
             return "nothing but what the store has already"
-        amount = f"{self.seconds:.0f} s" if self.seconds < 90 else f"{self.seconds / 60:.0f} min"
-        if self.seconds > 5400:
-            amount = f"{self.seconds / 3600:.1f} h"
-        return f"about {amount} of one process, {self.peak_bytes / 2**30:.1f} GiB each (this machine, measured now)" + (
-            f"; {self.unpriced} comes on top" if self.unpriced else ""
+        return (
+            f"about {_amount(self.seconds)} of one process, {self.peak_bytes / 2**30:.1f} GiB each (this machine, measured now)"
+            + (f"; {self.sets} comes on top" if self.sets else "")
         )
 
 
@@ -48,9 +47,27 @@ def price(plan: StudyPlan, todo: list[str], store: Path) -> Price:
         if speeds:
             seconds += _scored_tokens(plan, work) * min(speeds)
     peak = max((found.peak_bytes for found in forecasts.values()), default=0)
-    unmade = len({work.set_key for work in works if _unmade(work, store)})
-    unpriced = f"making {unmade} calibration sets" if unmade else ""
-    return Price(seconds, peak, unpriced, len(todo))
+    return Price(seconds, peak, _of_sets(works, store), len(todo))
+
+
+def _of_sets(works: list[CellWork], store: Path) -> str:
+    """The sets that are to be made, and how long that takes where sets of the store tell."""
+    specs = {
+        work.set_key: work.plan.calibration.spec for work in works if work.plan.calibration and _unmade(work, store)
+    }
+    if not specs:
+        return ""
+    seconds, unknown = seconds_for(list(specs.values()), store)
+    known = (
+        f" (about {_amount(seconds)} going by sets of the store{f', {unknown} of them not known' if unknown else ''})"
+    )
+    return f"making {len(specs)} calibration set{'s' if len(specs) > 1 else ''}" + (known if seconds else "")
+
+
+def _amount(seconds: float) -> str:
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _unmade(work: CellWork, store: Path) -> bool:
