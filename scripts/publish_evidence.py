@@ -26,8 +26,8 @@ from secateur.reports.study_scores import compared_axis, score_table
 from secateur.reports.study_tables import markdown_table
 from secateur.studies.files import study_names
 
-KEPT = ("study.yaml", "answers.json", "results.parquet")
-TABLE, COST, README = "main.md", "cost.json", "README.md"
+KEPT = ("study.yaml", "results.parquet")
+ANSWERS, TABLE, COST, README = "answers.json", "main.md", "cost.json", "README.md"
 
 
 def published(study: Study, target: Path) -> None:
@@ -38,6 +38,11 @@ def published(study: Study, target: Path) -> None:
     target.mkdir(parents=True)
     for name in KEPT:
         shutil.copyfile(study.folder / name, target / name)
+    answers = json.loads((study.folder / ANSWERS).read_text(encoding="utf-8"))
+    for group in (group for answer in answers for group in answer["groups"]):
+        group.pop("pairs", None)  # they follow from the results
+        group.pop("points", None)
+    (target / ANSWERS).write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
     across = compared_axis(study)
     (target / TABLE).write_text(markdown_table(score_table(study, study.facts.metric.name, across)), encoding="utf-8")
     for drawing in drawings(study):
@@ -75,7 +80,7 @@ def _cost(part: Path) -> dict[str, Any]:
 
 
 def _section(part: Path) -> list[str]:
-    answers, cost = json.loads((part / "answers.json").read_text(encoding="utf-8")), _cost(part)
+    answers, cost = json.loads((part / ANSWERS).read_text(encoding="utf-8")), _cost(part)
     metric = next(answer["metric"] for answer in answers if answer["primary"])
     hours = cost["cpu_seconds"] / 3600
     name = part.name if part.name in study_names() else f"{part.as_posix()}/study.yaml"
@@ -84,7 +89,13 @@ def _section(part: Path) -> list[str]:
     for answer in answers:
         if answer["metric"] == metric:
             lines.append(f"- *{answer['question']}* **{answer['verdict']}**: {answer['sentence']}")
-    lines += ["", (part / TABLE).read_text(encoding="utf-8").strip(), ""]
+    lines += [
+        "",
+        f"![{part.name}]({part.name}/answer-1.svg)",
+        "",
+        (part / TABLE).read_text(encoding="utf-8").strip(),
+        "",
+    ]
     figures = ", ".join(f"[{path.stem}]({part.name}/{path.name})" for path in sorted(part.glob("*.svg")))
     return [*lines, f"Figures: {figures}.", ""]
 

@@ -59,6 +59,10 @@ def test_a_small_difference_is_found_because_seeds_are_paired():
     assert "'self': -5." in found["sentence"] or "'self': -6." in found["sentence"]
     assert "'web'" in found["sentence"]
     assert found["verdict"] == "undecided"  # of web it is not so
+    assert found["estimate"] is None  # the mean of several candidates says nothing
+    assert [(one["a"], one["verdict"]) for one in found["candidates"]] == [("self", "supported"), ("web", "undecided")]
+    assert all(one["p"] <= one["p_adjusted"] for one in found["candidates"])
+    assert "Candidates: Holm over the family of 2 tests." in found["sentence"]
     alone = answer("difference", data, axis="source", baseline="prose", candidates=["self"])
     assert alone["verdict"] == "supported"
     assert alone["low"] < -0.06 < alone["high"] < 0

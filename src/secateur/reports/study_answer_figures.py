@@ -30,10 +30,13 @@ class Line:
 
 
 def answer_figure(study: Study, index: int) -> Drawing | None:
-    """The overall estimate, and those by setting where they are few."""
+    """The overall estimate, and those by setting where they are few; of several candidates, the estimate of each."""
     answer = study.answers[index]
     scale = scale_of(answer)
     several = len(_sides(answer)) > 1
+    if len(answer.candidates) > 1:
+        lines = [_line(scale, one.a or "", one) for one in answer.candidates if one.estimate is not None]
+        return _overall(index, answer, lines, scale, "Over all settings.")
     lines = [_line(scale, "all settings", answer)] if answer.estimate is not None else []
     if len(answer.groups) <= SHOWN or not lines:
         lines += [
@@ -41,19 +44,15 @@ def answer_figure(study: Study, index: int) -> Drawing | None:
         ]
         if len(lines) == 2 and lines[0].estimate == lines[1].estimate:
             del lines[0]
+    more = len(answer.groups) > SHOWN and len(lines) > 1
+    return _overall(index, answer, lines, scale, f"The first {SHOWN} of {len(answer.groups)} settings." if more else "")
+
+
+def _overall(index: int, answer: Answer, lines: Sequence[Line], scale: Scale, more: str) -> Drawing | None:
     if not lines:
         return None
-    more = (
-        f" The first {SHOWN} of {len(answer.groups)} settings." if len(answer.groups) > SHOWN and len(lines) > 1 else ""
-    )
-    return _drawing(
-        f"answer-{index + 1}",
-        answer.question,
-        f"Estimates with {answer.level * 100:g} % intervals; zero is no effect. {_legend(lines)}{more}",
-        lines,
-        scale,
-        answer,
-    )
+    caption = f"Estimates with {answer.level * 100:g} % intervals; zero is no effect. {_legend(lines)} {more}".strip()
+    return _drawing(f"answer-{index + 1}", answer.question, caption, lines, scale, answer)
 
 
 def paired_figure(study: Study, index: int) -> Drawing | None:
@@ -136,6 +135,8 @@ def _axis_title(scale: Scale, answer: Answer) -> str:
     if len(sides) == 1 and all(sides[0]):
         one, other = (cut(side or "", 16) for side in sides[0])
         return f"{cut(scale.unit, 30)}: {one} \N{MINUS SIGN} {other}"
+    if len(baselines := {other for _, other in sides if other}) == 1:
+        return f"{cut(scale.unit, 30)}: each \N{MINUS SIGN} {cut(baselines.pop(), 22)}"
     return cut(scale.unit, LETTERS)
 
 

@@ -109,6 +109,7 @@ class Answer(Estimate):
     adjustment: str = ""
     primary: bool = False
     fact: str | None = None
+    candidates: list[Group] = []
     groups: list[Group] = []
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from secateur.errors import RecipeError
-from secateur.studies.comparisons.base import Claim, Comparison, counted, judge, overall, repeats
+from secateur.studies.comparisons.base import Claim, Comparison, Estimate, counted, judge, overall, repeats
 from secateur.studies.intervals import NOT_SUPPORTED, SUPPORTED, UNDECIDED, estimate
 from secateur.studies.table import Table
 
@@ -19,7 +19,8 @@ class Difference(Comparison):
 
     ``candidates``: empty for all other labels. ``claim``: what is claimed of the candidates; a difference that is clearly
     the other way is "not supported", one whose interval includes 0 undecided. A candidate's estimate over several
-    settings is the mean over them within each seed, so that seeds, not settings, are the repeats.
+    settings is the mean over them within each seed, so that seeds, not settings, are the repeats. Verdicts on several
+    candidates are adjusted for being several (Holm); the answer is "supported" when they all are.
     """
 
     axis: str = ""
@@ -41,8 +42,9 @@ class Difference(Comparison):
             )
 
     def asked(self) -> str:
-        who = " and ".join(map(repr, self.candidates)) or "any other"
-        return f"Is {who} {self.claim} than {self.baseline!r} on {self.axis}?"
+        who = " and ".join(map(repr, self.candidates)) or "every other"
+        verb = "Are" if len(self.candidates) > 1 else "Is"
+        return f"{verb} {who} {self.claim} than {self.baseline!r} on {self.axis}?"
 
     def answer(self, table: Table) -> dict[str, Any]:
         sign = {"better": table.sign, "worse": -table.sign, "different": 0.0}[self.claim]
@@ -64,20 +66,23 @@ class Difference(Comparison):
                 by_candidate.setdefault(label, []).append(differences)
         adjusted = judge(groups, estimates, sign)
         pooled = {label: overall(found) for label, found in by_candidate.items()}
-        whole = overall([series for found in by_candidate.values() for series in found])
-        said, verdicts = [], []
-        for label, found in pooled.items():
-            verdicts.append(found.verdict(sign))
-            interval = table.interval_said(found.low, found.high)
-            said.append(f"{label!r}: {table.said(found.mean)} ({interval}, {repeats(found)}): {verdicts[-1]}")
-        verdict = _united(verdicts)
+        candidates = [{"where": {}, "a": label, "b": self.baseline, **found.fields} for label, found in pooled.items()]
+        among = judge(candidates, list(pooled.values()), sign)
+        said = []
+        for one in candidates:
+            interval = table.interval_said(one["low"], one["high"])
+            found = pooled[one["a"]]
+            said.append(f"{one['a']!r}: {table.said(found.mean)} ({interval}, {repeats(found)}): {one['verdict']}")
+        alone = next(iter(pooled.values())) if len(pooled) == 1 else Estimate(0)  # the mean of several says nothing
+        more = f" Candidates: {among}." if len(pooled) > 1 else ""
         return {
-            "sentence": f"{table.metric} against {self.baseline!r}: {'; '.join(said) or 'no cells'}.{counted(groups)}",
-            "verdict": verdict,
-            "estimate": whole.mean,
-            "low": whole.low,
-            "high": whole.high,
+            "sentence": f"{table.metric} against {self.baseline!r}: {'; '.join(said) or 'no cells'}.{more}{counted(groups)}",
+            "verdict": _united([one["verdict"] for one in candidates]),
+            "estimate": alone.mean,
+            "low": alone.low,
+            "high": alone.high,
             "adjustment": adjusted,
+            "candidates": candidates,
             "groups": groups,
         }
 
