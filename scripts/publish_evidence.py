@@ -69,7 +69,12 @@ def readme(out: Path, title: str) -> str:
     parts = [part for part in sorted(out.iterdir()) if (part / COST).exists()]
     seconds = sum(_cost(part)["cpu_seconds"] for part in parts)
     cells = sum(_cost(part)["done"] for part in parts)
-    lines = [f"# {title}", "", f"{len(parts)} studies, {cells:,} cells, {seconds / 3600:.1f} CPU-hours.", ""]
+    lines = [
+        f"# {title}",
+        "",
+        f"{len(parts)} {'study' if len(parts) == 1 else 'studies'}, {cells:,} cells, {seconds / 3600:.1f} CPU-hours.",
+        "",
+    ]
     for part in parts:
         lines += _section(part)
     return "\n".join(lines)
@@ -81,7 +86,7 @@ def _cost(part: Path) -> dict[str, Any]:
 
 def _section(part: Path) -> list[str]:
     answers, cost = json.loads((part / ANSWERS).read_text(encoding="utf-8")), _cost(part)
-    metric = next(answer["metric"] for answer in answers if answer["primary"])
+    metric = answers[0]["metric"]  # the primary one
     hours = cost["cpu_seconds"] / 3600
     name = part.name if part.name in study_names() else f"{part.as_posix()}/study.yaml"
     lines = [f"## {part.name}", "", f"    secateur study {name}", ""]

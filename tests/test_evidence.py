@@ -1,0 +1,75 @@
+"""What docs/results/evidence says follows from the results beside it, and the script that puts it there works."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from made_study import make_study
+from secateur.evaluation.metrics import HIGHER, better
+from secateur.studies.study_file import load_study
+from secateur.studies.table import Row, Table
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = sorted(path.parent for path in (ROOT / "docs" / "results" / "evidence").glob("*/*/answers.json"))
+NUMBERS = ("estimate", "low", "high", "verdict", "sentence")
+
+
+def observed(folder: Path, axes: list[str]) -> list[Row]:
+    """The cells of ``results.parquet`` as comparisons see them, but for the facts of their sets."""
+    values: dict[tuple, dict[str, float]] = {}
+    for row in pq.read_table(folder / "results.parquet").to_pylist():
+        if not row["control"]:
+            own = values.setdefault((tuple(row[axis] for axis in axes), row["seed"]), {})
+            own |= {} if row["value"] is None else {row["metric"]: row["value"]}
+    return [Row(labels, seed, found) for (labels, seed), found in values.items()]
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_published_answers_follow_from_the_published_results(folder):
+    spec = load_study(str(folder / "study.yaml"))
+    axes = {name: list(axis.labels) for name, axis in spec.spec.axes.items()}
+    numbers = {name: axis.numbers for name, axis in spec.spec.axes.items()}
+    rows = observed(folder, list(axes))
+    assert len(spec.spec.repeats) >= 10
+    answers = json.loads((folder / "answers.json").read_text())
+    assert (folder.parent / "README.md").read_text().count(answers[0]["sentence"]) == 1
+    for comparison, said in zip(spec.comparisons, answers, strict=False):
+        if comparison.kind == "correlation":  # needs the facts of the sets, which are not published
+            continue
+        metric = said["metric"]
+        found = comparison.answered(Table(axes, numbers, rows, metric, 1.0 if better(metric) == HIGHER else -1.0))
+        for name in NUMBERS:
+            assert found[name] == (pytest.approx(said[name]) if isinstance(said[name], float) else said[name])
+        for group, other in zip(found["groups"], said["groups"], strict=True):
+            assert group["verdict"] == other["verdict"]
+            assert group["p_adjusted"] == pytest.approx(other["p_adjusted"])
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import publish_evidence
+
+    yield publish_evidence
+    sys.modules.pop("publish_evidence", None)
+
+
+def test_a_finished_study_is_published_with_its_answers_cost_and_figures(script, tmp_path, monkeypatch):
+    made, out = make_study(tmp_path / "my-study"), tmp_path / "evidence"
+    monkeypatch.setattr(sys, "argv", ["publish_evidence.py", str(made), "--out", str(out), "--title", "What was found"])
+    script.main()
+    page = (out / "README.md").read_text()
+    assert page.startswith("# What was found\n\n1 study, ")
+    answers = json.loads((made / "answers.json").read_text())
+    assert all((answer["sentence"] in page) == (answer["metric"] == "perplexity") for answer in answers)
+    there = {path.name for path in (out / "my-study").iterdir()}
+    assert there >= {"study.yaml", "answers.json", "results.parquet", "cost.json", "main.md", "answer-1.svg"}
+    assert f"secateur study {out / 'my-study' / 'study.yaml'}" in page
+    (made / "manifest.json").unlink()
+    with pytest.raises(SystemExit, match="is not finished"):
+        script.main()
