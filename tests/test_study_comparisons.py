@@ -76,6 +76,26 @@ def test_a_small_difference_is_found_because_seeds_are_paired():
     )
 
 
+def test_a_source_whose_draws_differ_less_is_steadier():
+    random = np.random.default_rng(3)
+    scale = {"self": 0.01, "web": 0.1, "prose": 0.1}
+    data = table(lambda where, seed: 2 + random.normal() * scale[where["source"]], seeds=20)
+    found = answer("steadiness", data, axis="source", baseline="self", claim="worse")
+    assert found["question"] == "Is every other less steady over seeds than 'self' on source?"
+    assert found["verdict"] == "supported"
+    assert found["metric"] == "perplexity"
+    assert found["unit"] == "deviation of log perplexity"
+    group = found["groups"][0]
+    series = [list(data.series({**group["where"], "source": name}).values()) for name in ("self", group["a"])]
+    own, other = (np.abs(np.array(values) - np.median(values)) for values in series)
+    assert group["estimate"] == pytest.approx(float((other - own).mean()))
+    assert stats.levene(*series, center="median").pvalue < 0.01  # the test that these deviations are of
+    even = answer("steadiness", data, axis="source", baseline="web", candidates=["prose"])
+    assert even["verdict"] == "undecided"
+    higher = table(lambda where, seed: random.normal() * scale[where["source"]], seeds=20, metric="piqa/acc", sign=1.0)
+    assert answer("steadiness", higher, axis="source", baseline="web", candidates=["self"])["verdict"] == "supported"
+
+
 def test_the_interval_is_student_s_and_the_bootstrap_s():
     values = [0.2, 0.1, 0.4, 0.15, 0.3]
     found = estimate(values)
