@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 
 from conftest import masks_of, prune_folder
 from secateur.masks.agreement import agreement, jaccard, shared_counts
+from secateur.pruning.forecast import Forecast
 from secateur.studies import machine, workers
 from secateur.studies.mask_sample import overlap, positions, sample_masks
+from secateur.studies.price import pass_seconds
 from secateur.studies.schema import label_of
 
 
@@ -152,3 +154,11 @@ def test_workers_share_the_cores_and_take_no_more_threads_than_asked(monkeypatch
     monkeypatch.setattr(machine, "cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     assert machine.threads_for(count) == threads
+
+
+def test_what_cells_of_one_pass_share_is_counted_once():
+    wanda = Forecast({}, {"starting": 5.0, "forward": 10.0, "statistics": 1.0, "solve": 2.0, "saving": 0.5})
+    sparsegpt = Forecast({}, {"starting": 5.0, "forward": 10.0, "statistics": 4.0, "solve": 7.0, "saving": 0.5})
+    assert pass_seconds([wanda]) == pytest.approx(13.5)
+    assert pass_seconds([wanda, sparsegpt, wanda]) == pytest.approx(14 + 2.5 + 7.5 + 2.5)
+    assert pass_seconds([]) == 0

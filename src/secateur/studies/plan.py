@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from secateur.studies.schema import DENSE
 from secateur.studies.study_file import Study
 
 CELL_FORMAT, STUDY_FORMAT = 1, 1
+TOGETHER = 16
+"""At most so many cells share one pass: each has a copy of the model on disk until it is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ class CellWork:
             return None
         spec = recipe.pruning
         return self.plan.model.digest, recipe.device, recipe.dtype, self.set_key, spec.batch_size, spec.prompt_weight
+
+
+def passes(works: Iterable[CellWork]) -> list[list[CellWork]]:
+    """The cells that are pruned in one pass each, the dense model's first."""
+    shared: dict[Any, list[CellWork]] = {}
+    for work in sorted(works, key=lambda work: not work.dense):
+        shared.setdefault(work.shares or work.digest, []).append(work)
+    return [group[start : start + TOGETHER] for group in shared.values() for start in range(0, len(group), TOGETHER)]
 
 
 @dataclass

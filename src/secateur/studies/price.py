@@ -10,13 +10,18 @@ from secateur.pipeline.calibrate import load_set
 from secateur.pipeline.pruning_run import hidden_budget
 from secateur.pipeline.store import read_manifest
 from secateur.pruning.forecast import Forecast, expected_memory, forecast
-from secateur.studies.plan import CellWork, StudyPlan
+from secateur.studies.plan import CellWork, StudyPlan, passes
 from secateur.studies.set_price import seconds_for
+
+SHARED = ("loading", "forward", "statistics", "survey", "hidden states on disk")
+"""Parts of a forecast that cells of one pass have in common."""
+BEFORE = ("starting",)
+"""What a worker does once, not for every cell."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """``seconds``: of one process, for what is to run, pruning and evaluation; cells that share a pass count in full.
+    """``seconds``: of one process, for what is to run, pruning and evaluation, what cells of one pass share counted once.
     ``peak_bytes``: of the heaviest cell, and so of each worker. ``sets``: what making calibration sets adds, in words;
     ``cells``: how many are to run."""
 
@@ -39,15 +44,19 @@ def price(plan: StudyPlan, todo: list[str], store: Path) -> Price:
     works = [plan.works[digest] for digest in todo]
     kinds = priced_alike(plan, works)
     forecasts = {key: _forecast(work, store) for key, work in kinds.items()}
-    seconds = 0.0
+    seconds = sum(pass_seconds([forecasts[_key(work)] for work in group if not work.dense]) for group in passes(works))
     speeds = [speed for key, found in forecasts.items() if (speed := _speed(kinds[key], found)) is not None]
-    for work in works:
-        if not work.dense:
-            seconds += forecasts[_key(work)].seconds
-        if speeds:
-            seconds += _scored_tokens(plan, work) * min(speeds)
+    if speeds:
+        seconds += sum(_scored_tokens(plan, work) for work in works) * min(speeds)
     peak = max((found.peak_bytes for found in forecasts.values()), default=0)
     return Price(seconds, peak, _of_sets(works, store), len(todo))
+
+
+def pass_seconds(cells: list[Forecast]) -> float:
+    """Cells of one pass: what they share, as long as the longest takes; then what each has for itself."""
+    shared = max((sum(found.time.get(part, 0.0) for part in SHARED) for found in cells), default=0.0)
+    own = sum(seconds for found in cells for part, seconds in found.time.items() if part not in (*SHARED, *BEFORE))
+    return shared + own
 
 
 def _of_sets(works: list[CellWork], store: Path) -> str:

@@ -15,14 +15,12 @@ from secateur.pipeline.store import DEFAULT_STORE, read_manifest
 from secateur.studies.facts import family_of
 from secateur.studies.folder import StudyFolder
 from secateur.studies.machine import threads_for
-from secateur.studies.plan import CellWork, SetWork, StudyPlan
+from secateur.studies.plan import CellWork, SetWork, StudyPlan, passes
 from secateur.studies.pool import InlinePool, Pool, ProcessPool
 from secateur.studies.results import write_results
 from secateur.studies.tasks import CellTask, Outcome, SetTask, Task, cell_folder, read_cell
 from secateur.studies.workers import default_workers, heaviest
 
-TOGETHER = 16
-"""At most so many cells share one pass: each has a copy of the model on disk until it is evaluated."""
 BETWEEN_RESULTS = 60.0
 """Seconds between writings of the results while the study runs."""
 
@@ -124,12 +122,7 @@ def _queue(state: _State, workers: int | None) -> None:
     """The tasks of all cells that are not done, and the sets they need; the dense model first."""
     plan, folder = state.plan, state.folder
     todo = [work for work in plan.works.values() if work.digest not in folder.cells]
-    shared: dict[Any, list[CellWork]] = {}
-    for work in sorted(todo, key=lambda work: not work.dense):
-        shared.setdefault(work.shares or work.digest, []).append(work)
-    for group in shared.values():
-        for start in range(0, len(group), TOGETHER):
-            state.waiting.append(_task(plan, group[start : start + TOGETHER]))
+    state.waiting += [_task(plan, works) for works in passes(todo)]
     wanted = [task_key(plan, task) for task in state.waiting]
     wanted += [key for key in plan.sets if key not in folder.sets]  # their facts and samples are reported
     for key in dict.fromkeys(key for key in wanted if key is not None):
