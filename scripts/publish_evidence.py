@@ -4,7 +4,7 @@
     python scripts/publish_evidence.py build/evidence/* --out docs/results/evidence/reference
 
 Of every study it writes ``OUT/NAME`` (the study file, ``answers.json``, ``results.parquet``, ``cost.json``, the main table, the
-figures of what was declared), and then ``OUT/README.md`` of all that are there.
+figures of what was declared), and then ``OUT/README.md`` of all that are there, after what ``OUT/about.md`` says.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from secateur.reports.study_tables import markdown_table
 from secateur.studies.files import study_names
 
 KEPT = ("study.yaml", "results.parquet")
-ANSWERS, TABLE, COST, README = "answers.json", "main.md", "cost.json", "README.md"
+ANSWERS, TABLE, COST, ABOUT, README = "answers.json", "main.md", "cost.json", "about.md", "README.md"
 
 
 def published(study: Study, target: Path) -> None:
@@ -75,6 +75,8 @@ def readme(out: Path, title: str) -> str:
         f"{len(parts)} {'study' if len(parts) == 1 else 'studies'}, {cells:,} cells, {seconds / 3600:.1f} CPU-hours.",
         "",
     ]
+    if (out / ABOUT).exists():
+        lines += [(out / ABOUT).read_text(encoding="utf-8").strip(), ""]
     for part in parts:
         lines += _section(part)
     return "\n".join(lines)
