@@ -24,7 +24,7 @@ from secateur.reports.study_inside_figures import mask_figure
 from secateur.reports.study_score_figures import curve_figures, score_figure
 from secateur.reports.study_scores import compared_axis, score_table
 from secateur.reports.study_tables import markdown_table
-from secateur.studies.files import study_names
+from secateur.studies.files import study_names, study_text
 
 KEPT = ("study.yaml", "results.parquet")
 ANSWERS, TABLE, COST, ABOUT, README = "answers.json", "main.md", "cost.json", "about.md", "README.md"
@@ -86,12 +86,18 @@ def _cost(part: Path) -> dict[str, Any]:
     return json.loads((part / COST).read_text(encoding="utf-8"))["cost"]
 
 
+def _study(part: Path) -> str:
+    """The study as the command takes it: by name where it is one of the package's."""
+    own = part / "study.yaml"
+    same = part.name in study_names() and study_text(part.name) == own.read_text(encoding="utf-8")
+    return part.name if same else own.as_posix()
+
+
 def _section(part: Path) -> list[str]:
     answers, cost = json.loads((part / ANSWERS).read_text(encoding="utf-8")), _cost(part)
     metric = answers[0]["metric"]  # the primary one
     hours = cost["cpu_seconds"] / 3600
-    name = part.name if part.name in study_names() else f"{part.as_posix()}/study.yaml"
-    lines = [f"## {part.name}", "", f"    secateur study {name}", ""]
+    lines = [f"## {part.name}", "", f"    secateur study {_study(part)}", ""]
     lines += [f"{cost['done']} cells ({cost['failed']} failed), {hours:.2f} CPU-hours.", ""]
     for answer in answers:
         if answer["metric"] == metric:
