@@ -29,6 +29,10 @@ def observed(folder: Path, axes: list[str]) -> list[Row]:
     return [Row(labels, seed, found) for (labels, seed), found in values.items()]
 
 
+def test_both_models_have_evidence():
+    assert {folder.parent.name for folder in PUBLISHED} == {"reference", "english"}
+
+
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_published_answers_follow_from_the_published_results(folder):
     spec = load_study(str(folder / "study.yaml"))

@@ -20,7 +20,7 @@ from secateur.errors import RecipeError, SecateurError, StoreError, UsageError
 from secateur.pipeline.reporter import Reporter
 from secateur.pipeline.store import read_manifest
 from secateur.studies import run as run_module
-from secateur.studies import tasks
+from secateur.studies import scores, tasks
 from secateur.studies.folder import JOURNAL
 from secateur.studies.plan import plan_study
 from secateur.studies.pool import ProcessPool
@@ -328,6 +328,22 @@ def test_a_metric_that_no_cell_produces_is_told_at_the_first_cell(run, tmp_path)
     ):
         run({**SMALL, "metrics: [kl]": "metrics: [piqa/acc]"})
     assert len(list((tmp_path / "store").glob("cells/*"))) == 1
+
+
+def test_an_evaluation_text_that_changes_is_read_again_but_not_within_a_study(run, study_file, text_file, tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text(text_file.read_text())
+    changes = {**SMALL, f"evaluation: {{text: {text_file}": f"evaluation: {{text: {own}"}
+    before, _ = run(changes)
+    plan = plan_study(load_study(study_file(changes)))
+    own.write_text("\n".join(reversed(text_file.read_text().splitlines())) + "\n")
+    after, _ = run(changes)  # in the same process, which has read the old text
+    assert not after.failed
+    assert rows_of(after.folder)[0]["evaluation_digest"] != rows_of(before.folder)[0]["evaluation_digest"]
+    scores._text_source.cache_clear()  # as in a worker that has read nothing yet
+    late = run_study(plan, None, tmp_path / "late", Noting(), 0)
+    assert late.failed
+    assert "has changed since the study began" in rows_of(late.folder)[0]["error"]
 
 
 def test_models_are_kept_where_asked_and_found_by_other_studies(run, tmp_path, monkeypatch):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from secateur.calibration.sources.base import ReadOnce, TextSource
 from secateur.calibration.sources.resolve import resolve_text_source
+from secateur.errors import CalibrationError
 from secateur.evaluation.metrics import flatten
 from secateur.pipeline.components import ResolvedModel
 from secateur.pipeline.evaluate import plan_evaluation
@@ -31,10 +32,11 @@ class Scored:
     peak_gib: float
 
 
-def score(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel | None, store: Path) -> Scored:
-    """Evaluate ``model``; with ``dense``, also against that."""
+def score(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel | None, store: Path, text: str) -> Scored:
+    """Evaluate ``model``; with ``dense``, also against that. ``text``: the fingerprint that the evaluation text had when the
+    study was planned. Raises ``CalibrationError`` when it has another by now."""
     started = time.perf_counter()
-    stage = plan_evaluation(recipe, model, dense, _text_source)
+    stage = plan_evaluation(recipe, model, dense, partial(_text_source, text))
     folder = stage.folder(store)
     scores = stage.run(folder, Reporter(), _evaluator())
     phases = (read_manifest(folder) or {}).get("phases", {})
@@ -43,9 +45,15 @@ def score(recipe: Recipe, model: ResolvedModel, dense: ResolvedModel | None, sto
 
 
 @lru_cache(maxsize=4)
-def _text_source(name: str, key: str, split: str) -> TextSource:
-    """Read once a process: to look through a text again for every cell costs as much as to prune it."""
-    return ReadOnce(resolve_text_source(name, key, split))
+def _text_source(fingerprint: str, name: str, key: str, split: str) -> TextSource:
+    """Read once a process and version: to look through a text again for every cell costs as much as to prune it."""
+    found = ReadOnce(resolve_text_source(name, key, split))
+    if found.fingerprint() != fingerprint:
+        raise CalibrationError(
+            f"The evaluation text {name!r} has changed since the study began, so its cells would not be alike. Put it back, "
+            "or run the same command again to measure all of them on the new one."
+        )
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -164,6 +164,7 @@ class _Open:
     digest: str
     recipe: Recipe
     folder: Path
+    text: str  # the evaluation text's fingerprint
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -192,7 +193,7 @@ def _build(waiting_for: list[Any], opened: list[_Open], task: CellTask, store: P
     before = len(opened)
 
     def make(folder: Path) -> Mapping[str, Any]:
-        mine = _Open(digest, Recipe.model_validate(recipe), folder)
+        mine = _Open(digest, Recipe.model_validate(recipe), folder, spec["evaluation"]["text_fingerprint"])
         opened.append(mine)
         _build(others, opened, task, store)
         (folder / CELL).write_text(json.dumps(mine.record, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -208,14 +209,17 @@ def _fill(opened: Sequence[_Open], task: CellTask, store: Path) -> None:
     if task.dense:
         for one in opened:
             model = resolve_model(one.recipe.model, one.recipe.revision)
-            one.record |= _scored(score(one.recipe, model, None, store)) | {"set_digest": None, "pruned_digest": None}
+            one.record |= _scored(score(one.recipe, model, None, store, one.text)) | {
+                "set_digest": None,
+                "pruned_digest": None,
+            }
         return
     recipes = [_prunable(one.recipe, task.folder) for one in opened]
     places = [_place(one, recipe, task, store) for one, recipe in zip(opened, recipes, strict=True)]
     results = api.prune_together(recipes, places, store)
     for one, result in zip(opened, results, strict=True):
         dense = resolve_model(one.recipe.model, one.recipe.revision)
-        scored = score(one.recipe, resolve_model(str(result.folder)), dense, store)
+        scored = score(one.recipe, resolve_model(str(result.folder)), dense, store, one.text)
         one.record |= _pruned(result.folder, result.manifest, len(opened)) | _scored(scored)
         one.record["peak_gib"] = max(one.record["peak_gib"], scored.peak_gib)
         one.record["seconds"] = round(one.record["pruning_seconds"] + scored.seconds, 3)
