@@ -36,7 +36,7 @@ def answer_figure(study: Study, index: int) -> Drawing | None:
     several = len(_sides(answer)) > 1
     if len(answer.candidates) > 1:
         lines = [_line(scale, one.a or "", one) for one in answer.candidates if one.estimate is not None]
-        return _overall(index, answer, lines, scale, "Over all settings.")
+        return _overall(index, answer, lines, scale, "Over all settings; verdicts by Holm among these.")
     lines = [_line(scale, "all settings", answer)] if answer.estimate is not None else []
     if len(answer.groups) <= SHOWN or not lines:
         lines += [
@@ -44,8 +44,13 @@ def answer_figure(study: Study, index: int) -> Drawing | None:
         ]
         if len(lines) == 2 and lines[0].estimate == lines[1].estimate:
             del lines[0]
-    more = len(answer.groups) > SHOWN and len(lines) > 1
-    return _overall(index, answer, lines, scale, f"The first {SHOWN} of {len(answer.groups)} settings." if more else "")
+    more = (
+        [f"The first {SHOWN} of {len(answer.groups)} settings."]
+        if len(answer.groups) > SHOWN and len(lines) > 1
+        else []
+    )
+    adjusted = [f"Multiple comparisons: {answer.adjustment}."] if answer.adjustment else []
+    return _overall(index, answer, lines, scale, " ".join(more + adjusted))
 
 
 def _overall(index: int, answer: Answer, lines: Sequence[Line], scale: Scale, more: str) -> Drawing | None:
