@@ -181,17 +181,22 @@ SMALL = {
 """Four cells that share nothing."""
 
 
-def test_killed_and_run_again_it_goes_on_to_the_same_results(run, study_file, tmp_path):
-    """Really killed, between two cells."""
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_run_again_it_goes_on_to_the_same_results(run, study_file, tmp_path, stop):
+    """Really killed, between two cells; what it had cost by then is counted."""
     path, store = study_file(SMALL), tmp_path / "killed"
     command = [sys.executable, "-m", "secateur", "study", path, "--workers", "0", "--store", str(store), "--quiet"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for_a_line(process, store, "cells/[!.]*/cell.json")
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.send_signal(stop)
+    _, said = process.communicate(timeout=60)
+    if stop == signal.SIGTERM:
+        assert process.returncode == 143
+        assert "Terminated. What is finished is kept" in said
+        assert "Traceback" not in said
     (folder,) = store.glob("studies/*")
     assert read_manifest(folder) is None
-    assert (folder / JOURNAL).read_bytes().count(b"\n") >= 2
+    assert (folder / JOURNAL).read_text(encoding="utf-8").count('"cpu_seconds"') >= 1
     times = {path: path.stat().st_mtime_ns for path in store.glob("cells/*/cell.json")}
     assert 1 <= len(times) < 4
     found, _ = run(SMALL, store=store)

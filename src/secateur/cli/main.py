@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
@@ -43,7 +45,7 @@ for _name, _help in COMMANDS.items():
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 the answer is bad, 2 misuse, 130 interrupted."""
+    """Run the command line; returns the exit code: 0 done, 1 the answer is bad, 2 misuse, 130 interrupted, 143 terminated."""
     from secateur.cli.console import print_error
     from secateur.errors import SecateurError
 
@@ -57,9 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SecateurError as error:
         print_error(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        print_error("Interrupted. What is finished is kept: run the same command again to go on from there.")
-        return 130
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        said = "Terminated" if terminated else "Interrupted"
+        print_error(f"{said}. What is finished is kept: run the same command again to go on from there.")
+        return 143 if terminated else 130
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,5 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+class Terminated(KeyboardInterrupt):
+    """A job scheduler's SIGTERM: as Ctrl-C, so that workers end, locks go and costs are noted."""
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise Terminated
+
+
 def entry() -> None:
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

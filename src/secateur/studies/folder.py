@@ -117,7 +117,7 @@ class StudyFolder:
         self._add({"set": key, "record": record})
 
     def spend(self, seconds: float, cpu: float) -> None:
-        """Note wall and CPU seconds that a session took."""
+        """Note wall and CPU seconds that came on top."""
         self._add({"seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3)})
 
     def finish(self, spec: dict[str, Any], facts: dict[str, Any]) -> None:

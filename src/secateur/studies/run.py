@@ -49,9 +49,8 @@ class _State:
     running: set[str] = field(default_factory=set)
     broken: dict[str, str] = field(default_factory=dict)
     full: str = ""
-    started: float = field(default_factory=time.monotonic)
+    noted: float = field(default_factory=time.monotonic)
     written: float = field(default_factory=time.monotonic)
-    cpu: float = 0.0
     environment: dict[str, Any] = field(default_factory=dict)
 
 
@@ -76,11 +75,8 @@ def run_study(
         state = _State(plan, folder, store, reporter, command)
         _adopt(state)
         _queue(state, workers)
-        try:
-            if state.waiting or state.sets:
-                _drive(state, lambda: _pool(state, workers, ray))
-        finally:
-            folder.spend(time.monotonic() - state.started, state.cpu)
+        if state.waiting or state.sets:
+            _drive(state, lambda: _pool(state, workers, ray))
         answers = write_results(plan, folder, store, command, state.environment or environment())
         if state.full:
             raise StoreError(
@@ -194,7 +190,9 @@ def _set_task(state: _State, work: SetWork) -> SetTask:
 def _settle(state: _State, task: Task, outcome: Outcome) -> None:
     """Note what became of a task; what waits for a set that failed fails with it."""
     folder = state.folder
-    state.cpu += outcome.cpu
+    now = time.monotonic()
+    folder.spend(now - state.noted, outcome.cpu)  # at once: a process that is killed has cost what it has cost
+    state.noted = now
     state.environment = outcome.environment or state.environment
     state.full = state.full or (outcome.error if outcome.full else "")
     if isinstance(task, SetTask):
