@@ -27,6 +27,7 @@ from secateur.cli.main import main
 from secateur.errors import UsageError
 from secateur.reports import study_scores
 from secateur.reports.drawing import Table
+from secateur.reports.study_answer_figures import Line, _intervals
 from secateur.reports.study_answers import groups_table, scale_of
 from secateur.reports.study_answers import interval as interval_said
 from secateur.reports.study_facts import Answer, Axis
@@ -485,6 +486,22 @@ def test_places_that_cannot_be_used_are_said(folder, tmp_path, capsys):
     assert ".study.abc.partial instead" in errors
     with pytest.raises(UsageError, match="No study was given"):
         report([])
+
+
+@pytest.mark.parametrize(
+    ("ends", "marks"),
+    [
+        ([(-0.2, 0.1), (-0.4, 0.3), (-9.0, 180.0)], ["0", "1", "10", "100", "−1"]),
+        ([(-90.0, 2.0), (0.1, 0.2), (0.1, 0.3)], ["0", "1", "−1", "−10"]),
+        ([(1e-5, 2e-5), (1e-5, 3e-5), (0.01, 0.02)], ["0", "0.0001", "0.001", "0.01"]),
+    ],
+)
+def test_a_scale_squeezed_by_one_wide_line_has_few_marks(ends, marks):
+    """matplotlib's own marks on such a scale ran into each other."""
+    lines = [Line("line", sum(pair) / 2, pair) for pair in ends]
+    drawn = ElementTree.fromstring(_intervals(lines, "change"))
+    texts = [one.text for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert sorted(texts) == sorted([*marks, "change (asinh scale)", *3 * ["line"]])
 
 
 # In a browser

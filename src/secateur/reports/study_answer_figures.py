@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -156,8 +157,7 @@ def _intervals(lines: Sequence[Line], title: str) -> str:
             if end is not None
         ]
         if _wide(lines):
-            inner = min(abs(end) for end in ends if end)
-            axes.set_xscale("asinh", linear_width=max(inner, max(map(abs, ends)) / 1e4))
+            _squeeze(axes, ends)
             title += " (asinh scale)"
         for row, line in enumerate(lines):
             axes.plot([0, 0], [row - 0.24, row + 0.3], color=INK, linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
@@ -169,6 +169,18 @@ def _intervals(lines: Sequence[Line], title: str) -> str:
         axes.locator_params(axis="x", nbins=6) if not _wide(lines) else None
         axes.set_xlabel(title)
         return svg_of(figure)
+
+
+def _squeeze(axes: Any, ends: Sequence[float]) -> None:
+    """Three decades of an asinh scale, marked at zero and every power of ten there: left alone, marks run into each other."""
+    largest = max(map(abs, ends))
+    top = math.floor(math.log10(largest))
+    powers = [10.0**power for power in (top - 2, top - 1, top)]
+    marks = [sign * power for power in powers for sign in (-1, 1) if power > 3e-3 * largest]
+    axes.set_xscale("asinh", linear_width=largest / 1e3)
+    axes.set_xticks(sorted([0.0, *(mark for mark in marks if min(ends) <= mark <= max(ends))]))
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}".replace("-", "\N{MINUS SIGN}"))
 
 
 def _wide(lines: Iterable[Line]) -> bool:
