@@ -237,13 +237,13 @@ def test_a_source_that_repeats_one_document_prunes_and_says_so(run, llama, tmp_p
 
 def test_windows_of_a_repeated_document_are_counted():
     document = Document(tuple(range(10, 21)))  # eleven tokens and an end: windows of four repeat after three
-    found = Packing(4, "concat", "none", None, 1, pool=1).pack([document] * 10, 9, 0, "x")
+    found = Packing(4, "concat", "none", None, 1, pool=3).pack([document] * 10, 9, 0, "x")
     assert found.account["distinct_windows"] == 3
     assert found.account["windows"] == 9
     assert found.account["distinct_documents"] == 1
     first, second = warnings_of({"x": found.account}, False)
     assert "Of 9 samples from 'x' only 3 are distinct" in first
-    assert "Of 3 documents read from 'x' only 1 are distinct" in second
+    assert "Of 9 documents read from 'x' only 1 are distinct" in second
 
 
 def test_a_source_as_it_should_be_has_no_warnings(run, llama, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,7 +87,32 @@ def test_the_pool_bounds_what_is_read():
             yield document
 
     Packing(10, "concat", "none", None, None, pool=2).pack(stream(), 5, 0, "test")
-    assert len(read) == 2
+    assert len(read) == 5
+
+
+def test_no_long_text_takes_the_place_of_others():
+    """A generated file of a package once gave all windows of a set, and cost the pruned model a third of its perplexity."""
+    packing = Packing(10, "concat", "none", None, None, pool=2)
+    found = packing.pack(documents(10_000, *[15] * 3, 10_000, *[15] * 20), 5, 0, "test").samples
+    assert len({sample.origin for sample in found}) >= 3
+    several = [packing.pack(documents(*[1000] * 5), 5, seed, "test").samples for seed in range(20)]
+    assert all(Counter(sample.origin for sample in one).most_common(1)[0][1] <= 2 for one in several)
+    starts = {min(token for sample in one for token in sample.token_ids) % 1000 for one in several}
+    assert len(starts) > 10, "the stretch of a long text is drawn by the seed"
+
+
+@pytest.mark.parametrize("lengths", [[1000], [3, 1000, 5], [40, 400, 400]])
+def test_long_texts_give_what_the_source_has_no_others_for(lengths):
+    packing = Packing(10, "concat", "none", None, None, pool=2)
+    drawn = {token for seed in range(200) for one in packing.pack(documents(*lengths), 8, seed, "test").samples
+             for token in one.token_ids}  # fmt: skip
+    assert max(drawn) - min(drawn) > 0.9 * sum(lengths)
+
+
+def test_a_stream_without_end_is_taken_as_it_comes():
+    packing = Packing(10, "concat", "none", None, None, pool=2)
+    found = packing.pack(documents(100, 100, ended=False), 5, 0, "random-tokens")
+    assert {sample.origin for sample in found.samples} == {"doc0"}
 
 
 def samples_of(*perplexities: float) -> list[Sample]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -37,7 +39,8 @@ Draw = Callable[[Any, int, random.Random], tuple[list[Sample], dict[str, int]]]
 class Packing:
     """How samples of ``length`` tokens are made. ``bos`` and ``eos`` are token ids, ``None`` where the model has none.
 
-    ``pool``: under ``concat``, windows are drawn from this many times the asked tokens, where the source has them.
+    ``pool``: under ``concat``, windows are drawn from this many times the asked tokens, and a text gives at most this many
+    windows to them, where the source has others: else a set would be of the few longest texts.
     """
 
     length: int
@@ -90,15 +93,24 @@ class Packing:
     def _concat(
         self, documents: Iterable[Document], samples: int, rng: random.Random
     ) -> tuple[list[Sample], dict[str, int]]:
+        texts: list[tuple[array[int], Document]] = []
+        wanted, most = self.pool * samples * self.content, self.pool * self.content
+        missing = wanted
+        for document in documents:
+            ids = self._with_specials(document)
+            texts.append((array("q", ids), document))
+            missing -= min(len(ids), most) if document.ended else len(ids)
+            if missing <= 0:
+                break
+        most = _level([len(ids) for ids, _ in texts], wanted, most)
         stream: list[int] = []
         origins: list[tuple[int, str]] = []
-        wanted, read = self.pool * samples * self.content, 0
-        for document in documents:
-            read += 1
+        for ids, document in texts:
             origins.append((len(stream), document.origin))
-            stream += self._with_specials(document)
-            if len(stream) >= wanted:
-                break
+            cut = document.ended and len(ids) > most  # what has no end is no text: a piece of random tokens
+            start = rng.randint(0, len(ids) - most) if cut else 0
+            stream += ids[start : start + most] if cut else ids
+        read, tokens = len(texts), sum(len(ids) for ids, _ in texts)
         count = len(stream) // self.content
         chosen = rng.sample(range(count), min(samples, count))
         found = [
@@ -107,8 +119,11 @@ class Packing:
             )
             for index in chosen
         ]
-        cut = len(stream) - len(found) * self.content
-        return found, {"documents_read": read, "tokens_read": len(stream), "tokens_left_over": cut}
+        return found, {
+            "documents_read": read,
+            "tokens_read": tokens,
+            "tokens_left_over": tokens - len(found) * self.content,
+        }
 
     def _one_each(
         self, documents: Iterable[Document], samples: int, rng: random.Random
@@ -168,6 +183,17 @@ class Packing:
     def _sample(self, content: list[int], origin: str) -> Sample:
         first = [self.bos] if self.content < self.length and self.bos is not None else []
         return Sample(tuple(first + content), origin=origin)
+
+
+def _level(lengths: Sequence[int], wanted: int, least: int) -> int:
+    """The most tokens that each of these texts gives, so that together they give ``wanted``: ``least``, or as many as it takes."""
+    left = wanted
+    for place, length in enumerate(sorted(lengths)):
+        share = math.ceil(left / (len(lengths) - place))
+        if length >= share:
+            return max(least, share)
+        left -= length
+    return max(lengths, default=least)
 
 
 def _noting(documents: Iterable[Document], seen: set[int]) -> Iterator[Document]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from secateur.calibration.packing import PAPER_RULES, BosPolicy, Packing
 from secateur.calibration.reads import Reads
 from secateur.calibration.sample import CalibrationSet, read_samples
+from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import MIXTURE, SELF, resolve_source, resolve_text_source
 from secateur.errors import ModelError, RecipeError, UsageError
 from secateur.models.loading import load_tokenizer, pick_device
@@ -98,6 +99,8 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
     if any(part.source is not None for part in parts):
         resolved |= {"pool": spec.pool, "text_key": spec.text_key, "split": spec.split, "revision": spec.revision}
         resolved |= {"dtype": recipe.dtype, "device": device} if filters or spec.selection.name != "random" else {}
+        if spec.packing == "concat" and any(isinstance(part.source, TextSource) for part in parts):
+            resolved["texts"] = "evenly"  # otherwise drawn than in sets from before that was so
     return CalibrationStage(recipe, model, tokenizer, packing, filters, selection, style, parts, resolved)
 
 

@@ -92,7 +92,11 @@ class CalibrationSpec(Spec):
     bos: Literal["auto", "none", "sample", "document"] = Field(
         default="auto", description="where the begin token stands; auto: in every sample if the tokenizer adds one"
     )
-    pool: int = Field(default=8, ge=1, description="concat draws windows from this many times the asked tokens")
+    pool: int = Field(
+        default=8,
+        ge=1,
+        description="concat draws windows from this many times the asked tokens, at most so many of one text",
+    )
     text_key: str = Field(default="text", description="key or column of the text in files and data sets")
     split: str = Field(default="train", description="split of a Hub data set or named corpus")
     revision: str | None = Field(default=None, description="revision of a Hub data set")
