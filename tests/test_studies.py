@@ -196,6 +196,7 @@ def test_killed_and_run_again_it_goes_on_to_the_same_results(run, study_file, tm
         assert "Traceback" not in said
     (folder,) = store.glob("studies/*")
     assert read_manifest(folder) is None
+    assert (folder / JOURNAL).read_bytes().count(b"\n") >= 2
     assert (folder / JOURNAL).read_text(encoding="utf-8").count('"cpu_seconds"') >= 1
     times = {path: path.stat().st_mtime_ns for path in store.glob("cells/*/cell.json")}
     assert 1 <= len(times) < 4
