@@ -173,7 +173,7 @@ class HarnessTask(EvaluationTask):
     def score(self, scorer: Scorer) -> TaskScore:
         from secateur.evaluation.harness_run import run_harness
 
-        return run_harness(self, scorer.keep(self, self.load), scorer)
+        return run_harness(scorer.keep(self, self.load), scorer, self.limit, self.local)
 
 
 class LocalDataset:

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
+from importlib.metadata import version
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
@@ -16,7 +17,6 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from secateur.errors import UsageError
 from secateur.evaluation.confidence import confidence_of
-from secateur.evaluation.harness import HarnessTask, require_lm_eval
 from secateur.evaluation.scorer import Scorer
 from secateur.evaluation.task import TaskScore, accuracy_error
 from secateur.generation.engine import Sampling
@@ -91,20 +91,23 @@ class HarnessModel(TemplateLM):
         return found
 
 
-def run_harness(asked: HarnessTask, tasks: Mapping[str, Any], scorer: Scorer) -> TaskScore:
-    """The score of ``asked``, whose tasks were loaded; of a group the mean over all questions, and each task's beside it."""
+def run_harness(tasks: Mapping[str, Any], scorer: Scorer, limit: int | None, local: bool) -> TaskScore:
+    """The score of loaded ``tasks``: of one its own, of several the mean over all questions and each task's beside it.
+
+    ``limit``: of each only the first so many questions. ``local``: their data came from files, not from the Hub.
+    """
     import datasets
 
     datasets.disable_progress_bars()
     sizes = {name: len(task.eval_docs) for name, task in tasks.items()}
-    chosen = {name: list(range(min(size, asked.limit or size))) for name, size in sizes.items()}
+    chosen = {name: list(range(min(size, limit or size))) for name, size in sizes.items()}
     cut = scorer.cut
     model = HarnessModel(scorer)
     with redirect_stderr(io.StringIO()):  # lm-eval's own progress bars; ours go where they always go
         found: Any = evaluate(
             model,
             {"tasks": dict(tasks), "groups": {}, "group_map": {}},
-            samples=chosen if asked.limit else None,
+            samples=chosen if limit else None,
             bootstrap_iters=0,  # standard errors are ours: lm-eval's bootstrap starts processes
         )
     samples = {name: found["samples"][name] for name in tasks}
@@ -117,12 +120,12 @@ def run_harness(asked: HarnessTask, tasks: Mapping[str, Any], scorer: Scorer) ->
     facts: dict[str, Any] = {
         "version": _same(found["versions"].values()),
         "fewshot": _same(found["n-shot"].values()),
-        "limit": asked.limit,
+        "limit": limit,
         "batch_size": scorer.batch_size,
         "cut": scorer.cut - cut,
-        "lm_eval": require_lm_eval(),
+        "lm_eval": version("lm_eval"),
         "documents": _digest(samples),
-        "data": "local" if asked.local else _same(task.get_config("dataset_path") for task in tasks.values()),
+        "data": "local" if local else _same(task.get_config("dataset_path") for task in tasks.values()),
     }
     if len(parts) > 1:
         facts["subtasks"] = {name: {**parts[name], "items": counts[name]} for name in sorted(parts)}

@@ -16,7 +16,6 @@ from secateur.masks import Pattern
 from secateur.masks.selection import keep_highest
 
 SUB_BLOCK = 16
-TILE = 256
 
 
 def eliminate_block(w: Tensor, upper: Tensor, keep: Tensor, pattern: Pattern) -> Tensor:
@@ -78,15 +77,16 @@ def _triton() -> Any:
 def _compiled() -> Any:
     """The numba kernel's front, or ``None`` where numba is not installed."""
     try:
-        kernel = import_module("secateur.methods.numba_columns").eliminate_tile
+        numba_columns = import_module("secateur.methods.numba_columns")
     except ImportError:
         return None
+    kernel, tile = numba_columns.eliminate_tile, numba_columns.TILE
 
     def run(w: Tensor, upper: Tensor, keep: Tensor, pattern: Pattern, errors: Tensor) -> None:
         arrays = [tensor.numpy() for tensor in (w, upper, keep, errors)]
         group, drop = (pattern.group, pattern.group - pattern.keep) if pattern.group and pattern.keep else (4, 0)
         outputs = w.shape[1]
-        threads = max(1, min(torch.get_num_threads(), outputs // TILE))
+        threads = max(1, min(torch.get_num_threads(), outputs // tile))
         edges = [outputs * part // threads for part in range(threads + 1)]
         if threads == 1:
             kernel(*arrays, group, drop, 0, outputs)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from secateur.methods.columns import TILE
+TILE = 256
+"""Outputs of a tile."""
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})

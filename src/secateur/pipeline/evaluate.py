@@ -11,14 +11,13 @@ from typing import Any
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import resolve_text_source
 from secateur.errors import ModelError, UsageError
-from secateur.evaluation.protocol import EvaluationText, Protocol, parse_protocol, tokenise
+from secateur.evaluation.protocol import parse_protocol
 from secateur.evaluation.task import EvaluationTask
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.loading import load_tokenizer
 from secateur.models.skeleton import read_config
 from secateur.pipeline.components import ResolvedModel, resolve_model
 from secateur.pipeline.evaluation_tasks import plan_tasks
-from secateur.pipeline.evaluator import Evaluator
+from secateur.pipeline.evaluator import Evaluator, Measurement
 from secateur.pipeline.provenance import Phases, environment
 from secateur.pipeline.recipe import EvaluationSpec, Recipe
 from secateur.pipeline.reporter import Reporter
@@ -31,18 +30,10 @@ REFERENCE_TEXT, HUB_TEXT = "stdlib-heldout", "Salesforce/wikitext:wikitext-2-raw
 
 
 @dataclass(frozen=True)
-class EvaluationStage:
-    """The resolved stage for one model, and the dense one to compare it with, if any. ``reference``: the stage of the dense
-    model on the same ``tasks`` and generations, which says what there was to lose."""
+class EvaluationStage(Measurement):
+    """A measurement as a folder of scores. ``reference``: the stage of the dense model on the same ``tasks`` and
+    generations, which says what there was to lose."""
 
-    recipe: Recipe
-    model: ResolvedModel
-    dense: ResolvedModel | None
-    source: TextSource
-    protocol: Protocol
-    limit: int | None
-    spec: dict[str, Any]
-    tasks: tuple[EvaluationTask, ...] = ()
     reference: EvaluationStage | None = None
 
     def folder(self, store: Path) -> Path:
@@ -67,13 +58,6 @@ class EvaluationStage:
         scores = evaluator.scores(self, reporter, phases, dense_scores)
         (folder / SCORES).write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         return {"kind": "evaluation", "phases": phases.found, "text": self.source.name, **environment()}
-
-    def evaluation_text(self) -> EvaluationText:
-        """The windows or documents to score, tokenised."""
-        # Blank rows count under concat (the original programs join them too), but are no documents.
-        texts = [text for _, text in self.source.texts() if self.protocol.window or text.strip()]
-        tokenizer = load_tokenizer(self.model.folder)
-        return tokenise(texts, tokenizer, self.protocol, self.model.positions, self.limit)
 
 
 def plan_evaluation(
