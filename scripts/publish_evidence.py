@@ -4,12 +4,13 @@
     python scripts/publish_evidence.py build/evidence/* --out docs/results/evidence/reference
 
 Of every study it writes ``OUT/NAME`` (the study file, ``answers.json``, ``results.parquet``, ``cost.json``, the main table, the
-figures of what was declared), and then ``OUT/README.md`` of all that are there, after what ``OUT/about.md`` says.
+figures of what was declared, and in ``facts.csv`` what a correlation knew of the sets), and then ``OUT/README.md`` of all that are there, after what ``OUT/about.md`` says.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -27,6 +28,7 @@ from secateur.reports.study_tables import markdown_table
 from secateur.studies.files import study_names, study_text
 
 KEPT = ("study.yaml", "results.parquet")
+FACTS = "facts.csv"
 ANSWERS, TABLE, COST, ABOUT, README = "answers.json", "main.md", "cost.json", "about.md", "README.md"
 
 
@@ -39,6 +41,7 @@ def published(study: Study, target: Path) -> None:
     for name in KEPT:
         shutil.copyfile(study.folder / name, target / name)
     answers = json.loads((study.folder / ANSWERS).read_text(encoding="utf-8"))
+    write_facts(study, answers, target / FACTS)
     for group in (group for answer in answers for group in answer["groups"]):
         group.pop("pairs", None)  # they follow from the results
         group.pop("points", None)
@@ -49,6 +52,21 @@ def published(study: Study, target: Path) -> None:
         (target / f"{drawing.name}.svg").write_text(standalone(drawing.svg), encoding="utf-8")
     told = {"cost": study.facts.cost, "environment": study.facts.environment}
     (target / COST).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def write_facts(study: Study, answers: list[dict[str, Any]], path: Path) -> None:
+    """The facts of the sets that correlations ranked: by the label of every axis, and seed."""
+    axes = [axis.name for axis in study.facts.axes]
+    rows = dict.fromkeys(
+        (*(group["where"].get(axis, point["label"]) for axis in axes), point["seed"], answer["fact"], point["fact"])
+        for answer in answers
+        if answer["kind"] == "correlation"
+        for group in answer["groups"]
+        for point in group["points"]
+    )
+    if rows:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([[*axes, "seed", "fact", "value"], *rows])
 
 
 def drawings(study: Study) -> list[Drawing]:

@@ -176,7 +176,7 @@ def _answers(cells: list[dict], sources: list[str], sparsities: list[str], metho
         "sentence": "The rank correlation of jaccard with cloze/acc is -0.62: not supported that more of it is better.",
         "verdict": "not supported", "estimate": -0.62, "low": -0.9, "high": -0.2, "level": 0.95, "unit": "Spearman's rho",
         "adjustment": "", "fact": "jaccard",
-        "groups": [{"where": {"method": methods[0]}, "estimate": -0.62, "low": -0.9, "high": -0.2, "n": len(SEEDS),
+        "groups": [{"where": {"sparsity": sparsities[0], "method": methods[0]}, "estimate": -0.62, "low": -0.9, "high": -0.2, "n": len(SEEDS),
                     "points": [{"seed": seed, "label": source, "fact": 0.1 * place + seed / 100, "value": 0.5 - 0.05 * place}
                                for seed in SEEDS for place, source in enumerate(sources)]}],
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -20,13 +21,24 @@ NUMBERS = ("estimate", "low", "high", "verdict", "sentence")
 
 
 def observed(folder: Path, axes: list[str]) -> list[Row]:
-    """The cells of ``results.parquet`` as comparisons see them, but for the facts of their sets."""
+    """The cells of ``results.parquet`` as comparisons see them, with the facts of their sets that were published."""
     values: dict[tuple, dict[str, float]] = {}
     for row in pq.read_table(folder / "results.parquet").to_pylist():
         if not row["control"]:
             own = values.setdefault((tuple(row[axis] for axis in axes), row["seed"]), {})
             own |= {} if row["value"] is None else {row["metric"]: row["value"]}
-    return [Row(labels, seed, found) for (labels, seed), found in values.items()]
+    facts = published_facts(folder / "facts.csv", axes)
+    return [Row(labels, seed, found, facts.get((labels, seed), {})) for (labels, seed), found in values.items()]
+
+
+def published_facts(path: Path, axes: list[str]) -> dict[tuple, dict[str, float]]:
+    found: dict[tuple, dict[str, float]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                own = found.setdefault((tuple(row[axis] for axis in axes), int(row["seed"])), {})
+                own[row["fact"]] = float(row["value"])
+    return found
 
 
 def test_both_models_have_evidence():
@@ -43,8 +55,8 @@ def test_published_answers_follow_from_the_published_results(folder):
     answers = json.loads((folder / "answers.json").read_text())
     assert (folder.parent / "README.md").read_text().count(answers[0]["sentence"]) == 1
     for comparison, said in zip(spec.comparisons, answers, strict=False):
-        if comparison.kind == "correlation":  # needs the facts of the sets, which are not published
-            continue
+        if comparison.kind == "correlation" and not (folder / "facts.csv").exists():
+            continue  # published before the facts of the sets were
         metric = said["metric"]
         found = comparison.answered(Table(axes, numbers, rows, metric, 1.0 if better(metric) == HIGHER else -1.0))
         for name in NUMBERS:
@@ -73,6 +85,9 @@ def test_a_finished_study_is_published_with_its_answers_cost_and_figures(script,
     assert all((answer["sentence"] in page) == (answer["metric"] == "perplexity") for answer in answers)
     there = {path.name for path in (out / "my-study").iterdir()}
     assert there >= {"study.yaml", "answers.json", "results.parquet", "cost.json", "main.md", "answer-1.svg"}
+    facts = published_facts(out / "my-study" / "facts.csv", ["source", "sparsity", "method"])
+    points = answers[2]["groups"][0]["points"]
+    assert [one["jaccard"] for one in facts.values()] == [point["fact"] for point in points]
     assert f"secateur study {out / 'my-study' / 'study.yaml'}" in page
     (made / "manifest.json").unlink()
     with pytest.raises(SystemExit, match="is not finished"):
