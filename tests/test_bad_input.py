@@ -160,7 +160,9 @@ def test_a_long_line_is_tokenised_in_pieces_and_only_as_far_as_needed(tmp_path, 
     for rule in ("concat", "document", "whole"):
         tokenizer = Counting()
         source = FileSource(tmp_path / name)
-        found = Packing(16, rule, "document", 0, 1, pool=2).pack(source.documents(tokenizer, 0), 3, 0, "long")
+        packing = Packing(16, rule, "document", 0, 1, pool=2)
+        read = source.for_rule(rule, tokenizer, 0, packing.pool_tokens(3))
+        found = packing.pack(read, 3, 0, "long")
         assert len(found.samples) == 3
         assert max(tokenizer.lengths) <= base.PIECE
         assert len(tokenizer.lengths) <= 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,8 @@ from conftest import ScriptedContext
 from secateur.calibration.filters.perplexity import PerplexityFilter
 from secateur.calibration.packing import Document, Packing
 from secateur.calibration.sample import Sample, read_samples, write_samples
+from secateur.calibration.sources import base
+from secateur.calibration.sources.base import Texts
 from secateur.errors import CalibrationError, UsageError
 
 BOS, EOS = 0, 1
@@ -99,6 +103,45 @@ def test_no_long_text_takes_the_place_of_others():
     assert all(Counter(sample.origin for sample in one).most_common(1)[0][1] <= 2 for one in several)
     starts = {min(token for sample in one for token in sample.token_ids) % 1000 for one in several}
     assert len(starts) > 10, "the stretch of a long text is drawn by the seed"
+
+
+def test_a_text_in_parts_is_drawn_from_as_the_same_text_whole():
+    """Books of millions of characters are tokenised in parts; one part once gave 24 of 32 windows."""
+    packing = Packing(10, "concat", "sample", BOS, EOS, pool=2)
+    whole = documents(15, 4000, 30, 4000, *[15] * 20)
+    for seed in range(5):
+        parted = [part for document in whole for part in in_parts(document, 400)]
+        assert packing.pack(parted, 5, seed, "test").samples == packing.pack(whole, 5, seed, "test").samples
+    found = Counter(sample.origin for sample in packing.pack(parted, 20, 0, "test").samples)
+    assert found["doc1"] + found["doc3"] <= 20 - len(found) + 2
+
+
+def in_parts(document: Document, size: int) -> list[Document]:
+    ids = document.token_ids
+    starts = range(0, len(ids), size)
+    return [
+        replace(
+            document, token_ids=ids[at : at + size], ended=at + size >= len(ids), begun=at == 0, part=len(starts) > 1
+        )
+        for at in starts
+    ]
+
+
+def test_of_a_long_text_no_more_is_tokenised_than_a_set_can_take(monkeypatch):
+    monkeypatch.setattr(base, "PIECE", 100)
+    texts, read = Texts("books", [("a", "one two three " * 500), ("b", "four five six " * 500)]), []
+
+    class Words:
+        def encode(self, text, add_special_tokens):
+            read.append(text)
+            return [len(word) for word in text.split()]
+
+    packing = Packing(10, "concat", "none", None, None, pool=2)
+    packing.pack(texts.for_rule("concat", Words(), 0, packing.pool_tokens(3)), 3, 0, "books")
+    assert len(read) == 2 * math.ceil(packing.pool_tokens(3) / 20)  # of both, though either has enough
+    read.clear()
+    list(texts.for_rule("document", Words(), 0, 60))
+    assert len(read) > 100
 
 
 @pytest.mark.parametrize("lengths", [[1000], [3, 1000, 5], [40, 400, 400]])

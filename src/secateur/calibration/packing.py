@@ -55,6 +55,10 @@ class Packing:
         """Tokens of a sample that come from documents."""
         return self.length - (self.bos_policy == "sample" and self.bos is not None)
 
+    def pool_tokens(self, samples: int) -> int:
+        """So many tokens are drawn from under ``concat``; no text gives more."""
+        return self.pool * samples * self.content
+
     def of(self, own: PaperRule) -> Packing:
         """The packing of one source, ``own`` being the paper's rule for it."""
         return replace(self, rule=own) if self.rule == "paper" else self
@@ -94,20 +98,23 @@ class Packing:
         self, documents: Iterable[Document], samples: int, rng: random.Random
     ) -> tuple[list[Sample], dict[str, int]]:
         texts: list[tuple[array[int], Document]] = []
-        wanted, most = self.pool * samples * self.content, self.pool * self.content
+        wanted, most = self.pool_tokens(samples), self.pool * self.content
         missing = wanted
         for document in documents:
-            ids = self._with_specials(document)
-            texts.append((array("q", ids), document))
-            missing -= min(len(ids), most) if document.ended else len(ids)
-            if missing <= 0:
+            if document.begun or not texts:
+                texts.append((array("q"), document))
+            text, before = texts[-1][0], len(texts[-1][0])
+            text.extend(self._with_specials(document))
+            missing -= min(len(text), most) - min(before, most) if _is_text(document) else len(text) - before
+            goes_on = document.part and not document.ended and len(text) < wanted
+            if missing <= 0 and not goes_on:
                 break
         most = _level([len(ids) for ids, _ in texts], wanted, most)
         stream: list[int] = []
         origins: list[tuple[int, str]] = []
         for ids, document in texts:
             origins.append((len(stream), document.origin))
-            cut = document.ended and len(ids) > most  # what has no end is no text: a piece of random tokens
+            cut = _is_text(document) and len(ids) > most
             start = rng.randint(0, len(ids) - most) if cut else 0
             stream += ids[start : start + most] if cut else ids
         read, tokens = len(texts), sum(len(ids) for ids, _ in texts)
@@ -163,7 +170,8 @@ class Packing:
             begin = self.length - self.content + own
             sample = self._sample(ids[: self.content], document.origin)
             prompt = min(document.prompt_tokens and document.prompt_tokens + begin, len(sample.token_ids))
-            found.append(replace(sample, prompt_tokens=prompt, finish="eos" if document.ended else "length"))
+            ended = document.ended and len(ids) <= self.content
+            found.append(replace(sample, prompt_tokens=prompt, finish="eos" if ended else "length"))
             cut += max(0, len(ids) - self.content)
             if len(found) == samples:
                 break
@@ -183,6 +191,11 @@ class Packing:
     def _sample(self, content: list[int], origin: str) -> Sample:
         first = [self.bos] if self.content < self.length and self.bos is not None else []
         return Sample(tuple(first + content), origin=origin)
+
+
+def _is_text(document: Document) -> bool:
+    """What has no end, and is no part of what has one, is no text: random tokens."""
+    return document.ended or document.part
 
 
 def _level(lengths: Sequence[int], wanted: int, least: int) -> int:

@@ -100,7 +100,7 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
         resolved |= {"pool": spec.pool, "text_key": spec.text_key, "split": spec.split, "revision": spec.revision}
         resolved |= {"dtype": recipe.dtype, "device": device} if filters or spec.selection.name != "random" else {}
         if spec.packing == "concat" and any(isinstance(part.source, TextSource) for part in parts):
-            resolved["texts"] = "evenly"  # otherwise drawn than in sets from before that was so
+            resolved["texts"] = "evenly, long ones too"  # otherwise drawn than in sets from before that was so
     return CalibrationStage(recipe, model, tokenizer, packing, filters, selection, style, parts, resolved)
 
 

@@ -210,7 +210,7 @@ class CalibrationRun:
 
         def draw(asked: int) -> CalibrationSet:
             packing = stage.packing.of(source.paper_rule)
-            documents = source.for_rule(packing.rule, stage.tokenizer, seed)
+            documents = source.for_rule(packing.rule, stage.tokenizer, seed, packing.pool_tokens(asked))
             return packing.pack(documents, asked, seed, source.name)
 
         asked = math.ceil(samples / share)

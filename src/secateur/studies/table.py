@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Labels = tuple[str, ...]
+MOST_IN_PER_CENT = 5.0
+"""Differences of logarithms beyond it (148-fold) are said as they are."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,18 @@ def log_scale(metric: str) -> bool:
 @dataclass(frozen=True)
 class Table:
     """The rows of a study for ``metric``. ``axes``: labels by axis, in the declared order; ``numbers``: of a numeric axis.
-    ``sign``: +1 where more is better, else -1."""
+    ``sign``: +1 where more is better, else -1. ``logarithms``: whether differences are of them (``None``: of a perplexity)."""
 
     axes: Mapping[str, Sequence[str]]
     numbers: Mapping[str, Sequence[float] | None]
     rows: Sequence[Row]
     metric: str
     sign: float
+    logarithms: bool | None = None
 
     @property
     def log(self) -> bool:
-        return log_scale(self.metric)
+        return log_scale(self.metric) if self.logarithms is None else self.logarithms
 
     @property
     def unit(self) -> str:
@@ -84,6 +87,8 @@ class Table:
         """A difference in words: of logarithms as per cent, else as it is."""
         if difference is None:
             return "unknown"
+        if self.log and abs(difference) > MOST_IN_PER_CENT:
+            return f"{difference:+.3g} in {self.unit}"
         if self.log:
             return f"{math.expm1(difference):+.2%}"
         return f"{difference:+.4g}"

@@ -46,8 +46,8 @@ class Source(ABC):
     def documents(self, tokenizer: Tokenizer, seed: int) -> Iterator[Document]:
         """Documents in the order ``seed`` decides: the same seed, the same order."""
 
-    def for_rule(self, rule: Rule, tokenizer: Tokenizer, seed: int) -> Iterable[Document]:
-        """The documents as a packing rule takes them."""
+    def for_rule(self, rule: Rule, tokenizer: Tokenizer, seed: int, enough: int | None = None) -> Iterable[Document]:
+        """The documents as a packing rule takes them; ``enough``: no text is asked for more tokens."""
         if rule == "paper-document":
             return self.paper_documents(tokenizer, seed)
         return self.paper_joined(tokenizer, seed) if rule == "paper-joined" else self.documents(tokenizer, seed)
@@ -90,12 +90,21 @@ class TextSource(Source):
             raise CalibrationError(f"The source {self.name!r} holds no text.")
         return found
 
-    def documents(self, tokenizer: Tokenizer, seed: int) -> Iterator[Document]:
+    def documents(self, tokenizer: Tokenizer, seed: int, enough: int | None = None) -> Iterator[Document]:
+        """Every text, or the parts of one that is long, until they have ``enough`` tokens."""
         for origin, text in self.shuffled(seed):
-            pieces = pieces_of(text)
+            pieces, tokens = pieces_of(text), 0
             for number, piece in enumerate(pieces):
                 ids = tuple(tokenizer.encode(piece, add_special_tokens=False))
-                yield Document(ids, number == len(pieces) - 1, origin, begun=number == 0)
+                yield Document(ids, number == len(pieces) - 1, origin, begun=number == 0, part=len(pieces) > 1)
+                tokens += len(ids)
+                if enough is not None and tokens >= enough:
+                    break
+
+    def for_rule(self, rule: Rule, tokenizer: Tokenizer, seed: int, enough: int | None = None) -> Iterable[Document]:
+        if rule == "concat":
+            return self.documents(tokenizer, seed, enough)
+        return super().for_rule(rule, tokenizer, seed)
 
     def paper_documents(self, tokenizer: Tokenizer, seed: int) -> Sequence[Document]:
         return _Encoded(self.paper_texts(seed), tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from secateur.errors import RecipeError
@@ -67,19 +67,33 @@ class Comparison(ABC):
 
 
 def overall(groups: Sequence[Mapping[int, float]]) -> Estimate:
-    """Of several groups' values by seed, the estimate of their mean: each seed counts once, and only if all have it."""
+    """Of several groups' values by seed, the estimate of their mean: each seed counts once, and only if all have it.
+
+    A group without any value is left out, and the estimate knows it: what holds elsewhere is not said to hold there.
+    """
     there = [group for group in groups if group]
     shared = set.intersection(*map(set, there)) if there else set()
-    return estimate([sum(group[seed] for group in there) / len(there) for seed in sorted(shared)])
+    found = estimate([sum(group[seed] for group in there) / len(there) for seed in sorted(shared)])
+    return replace(found, settings=len(there), left_out=len(groups) - len(there))
 
 
-def judge(groups: list[dict[str, Any]], estimates: Sequence[Estimate], sign: float) -> str:
-    """Give each group its Holm-adjusted p-value and verdict; returns how they were adjusted."""
+def judge(
+    groups: list[dict[str, Any]],
+    estimates: Sequence[Estimate],
+    sign: float,
+    checks: Sequence[Estimate] | None = None,
+) -> str:
+    """Give each group its Holm-adjusted p-value and verdict, ``confirmed`` by its check; returns how they were adjusted."""
     adjusted = holm([one.p for one in estimates])
-    for group, one, p in zip(groups, estimates, adjusted, strict=True):
-        group |= {"p_adjusted": p, "verdict": one.verdict(sign, p)}
+    for group, one, p, check in zip(groups, estimates, adjusted, checks or estimates, strict=True):
+        group |= {"p_adjusted": p, "verdict": confirmed(one.verdict(sign, p), sign, check)}
     tests = sum(one.p is not None for one in estimates)
     return adjustment(tests) if tests else "no test"
+
+
+def confirmed(verdict: str, sign: float, check: Estimate) -> str:
+    """``verdict`` if the estimate that it must be confirmed by says the same, else undecided."""
+    return verdict if check.verdict(sign) == verdict else UNDECIDED
 
 
 def counted(groups: Sequence[Mapping[str, Any]]) -> str:
@@ -92,11 +106,14 @@ def counted(groups: Sequence[Mapping[str, Any]]) -> str:
 
 
 def repeats(found: Estimate) -> str:
-    return f"{found.n} paired seed" + "s" * (found.n != 1)
+    """How many repeats an estimate has, and what it is not of."""
+    text = f"{found.n} paired seed" + "s" * (found.n != 1)
+    whole = found.settings + found.left_out
+    return text + (f" in {found.settings} of {whole} settings; the others lack cells" if found.left_out else "")
 
 
 def where_said(where: Mapping[str, str]) -> str:
     return ", ".join(f"{axis} {label}" for axis, label in where.items())
 
 
-__all__ = ["Claim", "Comparison", "Estimate", "counted", "judge", "overall", "repeats", "where_said"]
+__all__ = ["Claim", "Comparison", "Estimate", "confirmed", "counted", "judge", "overall", "repeats", "where_said"]

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from secateur.errors import RecipeError
-from secateur.studies.comparisons.base import Comparison, counted, judge, overall, repeats
-from secateur.studies.intervals import estimate
+from secateur.studies.comparisons.base import Comparison, Estimate, confirmed, counted, judge, overall, repeats
+from secateur.studies.intervals import estimate, jackknife
+from secateur.studies.ranges import beyond_noise
 from secateur.studies.table import Table
 
 
@@ -19,8 +20,9 @@ class Effects(Comparison):
     """The range over the labels of ``axis`` (the mean over those of ``against`` taken first) less the range over the labels
     of ``against`` (likewise), by seed. The claim is that ``axis`` matters more.
 
-    A range grows with the number of labels, so both numbers are told. Only labels that the study has in every combination
-    of the two axes count.
+    A range grows with the number of labels, so both numbers are told; it grows with the noise of seeds too, so the squared
+    ranges beyond noise must differ the same way for sure (jackknife over seeds), or the answer is undecided. Only labels
+    that the study has in every combination of the two axes count.
     """
 
     axis: str = ""
@@ -39,7 +41,7 @@ class Effects(Comparison):
         return f"Does {self.axis} matter more than {self.against}?"
 
     def answer(self, table: Table) -> dict[str, Any]:
-        groups, estimates, all_differences = [], [], []
+        groups, estimates, all_differences, all_grids = [], [], [], []
         ranges: dict[str, list[dict[int, float]]] = {self.axis: [], self.against: []}
         for where in table.settings(self.axis, self.against):
             rows = self._in_all(table, where)
@@ -63,14 +65,16 @@ class Effects(Comparison):
             groups.append({**entry, **found.fields, "pairs": pairs})
             estimates.append(found)
             all_differences.append(differences)
-        adjusted = judge(groups, estimates, 1.0)
-        whole = overall(all_differences)
+            all_grids.append(grids)
+        adjusted = judge(groups, estimates, 1.0, [_beyond([grids]) for grids in all_grids])
+        whole, check = overall(all_differences), _beyond(all_grids)
         return {
-            "sentence": self._sentence(table, groups, ranges, whole) + counted(groups),
-            "verdict": whole.verdict(1.0),
+            "sentence": self._sentence(table, groups, ranges, whole, check) + counted(groups),
+            "verdict": confirmed(whole.verdict(1.0), 1.0, check),
             "estimate": whole.mean,
             "low": whole.low,
             "high": whole.high,
+            "beyond_noise": {"estimate": check.mean, "low": check.low, "high": check.high},
             "adjustment": adjusted,
             "groups": groups,
         }
@@ -81,7 +85,9 @@ class Effects(Comparison):
         there = [set(table.labels(self.axis, {**where, self.against: column})) for column in columns]
         return [label for label in table.labels(self.axis, where) if all(label in labels for labels in there)]
 
-    def _sentence(self, table: Table, groups: Sequence[Mapping[str, Any]], ranges: Any, whole: Any) -> str:
+    def _sentence(
+        self, table: Table, groups: Sequence[Mapping[str, Any]], ranges: Any, whole: Estimate, check: Estimate
+    ) -> str:
         if whole.mean is None:
             return f"{self.axis} and {self.against} cannot be compared: no seed has all of their cells."
         shown = []
@@ -90,7 +96,21 @@ class Effects(Comparison):
             labels = max(group["labels"][number] for group in groups)
             shown.append(f"{table.said(found.mean).lstrip('+')} over {name} ({labels} labels)")
         interval = "no interval" if whole.low is None else f"95 % interval {whole.low:+.3g} to {whole.high:+.3g}"
+        verdict = confirmed(whole.verdict(1.0), 1.0, check)
+        noisy = ", for what is beyond the noise of seeds does not for sure" if verdict != whole.verdict(1.0) else ""
         return (
             f"{table.metric} has a range of {shown[0]} and of {shown[1]}; the first less the second is {whole.mean:+.3g} "
-            f"{table.unit} ({interval}, {repeats(whole)}): {whole.verdict(1.0)} that {self.axis} matters more."
+            f"{table.unit} ({interval}, {repeats(whole)}): {verdict} that {self.axis} matters more{noisy}."
         )
+
+
+def _beyond(grids: Sequence[Mapping[int, np.ndarray]]) -> Estimate:
+    """The squared range beyond noise over the first axis less that over the second, the mean over settings."""
+    known = [grid for grid in grids if grid]
+    shared = sorted(set.intersection(*map(set, known))) if known else []
+
+    def difference(chosen: np.ndarray) -> float:
+        values = [np.array([grid[int(seed)] for seed in chosen]) for grid in known]
+        return sum(beyond_noise(one.mean(axis=2)) - beyond_noise(one.mean(axis=1)) for one in values) / len(values)
+
+    return jackknife(difference, np.array(shared))

@@ -9,20 +9,21 @@ from typing import Any, ClassVar
 import numpy as np
 
 from secateur.errors import RecipeError
-from secateur.studies.comparisons.base import Comparison, counted, judge, overall, repeats
-from secateur.studies.intervals import estimate, expected_range
+from secateur.studies.comparisons.base import Comparison, Estimate, confirmed, counted, judge, overall, repeats
+from secateur.studies.intervals import estimate, jackknife
+from secateur.studies.ranges import beyond_noise, noise
 from secateur.studies.table import Table
 
 
 @dataclass(frozen=True)
 class Spread(Comparison):
     """The range (highest less lowest) of the metric over the labels of ``axis``, for each label of ``along``, by seed;
-    and its slope along that axis: per unit where the labels are numbers, else per step in the declared order.
+    and its slope along that axis: per unit where the labels are numbers, else per step in the declared order. Only labels
+    that the study has at every level count.
 
     The claim is that it grows. Seeds alone make labels differ, so each level also has ``noise``, the range that labels
-    without any difference would show: the expected range of so many normal values of the residual standard deviation
-    (label and seed means removed). Noise that grows would look like a range that grows, so the slope of what is left after
-    subtracting it in quadrature must not be negative either.
+    without any difference would show. Noise that grows looks like a range that grows, so the square of the range beyond
+    noise must grow for sure too (jackknife over seeds), or the answer is undecided.
     """
 
     axis: str = ""
@@ -41,53 +42,50 @@ class Spread(Comparison):
         return f"Does the range over {self.axis} grow along {self.along}?"
 
     def answer(self, table: Table) -> dict[str, Any]:
-        groups, estimates, slopes = [], [], []
+        groups, estimates, slopes, grids, places = [], [], [], [], []
         for where in table.settings(self.axis, self.along):
-            levels, ranges = [], dict[str, dict[int, float]]()
-            for level in table.labels(self.along, where):
-                here = where | {self.along: level}
-                labels = table.labels(self.axis, here)
-                values = table.complete([here | {self.axis: label} for label in labels])
-                ranges[level] = {seed: max(found) - min(found) for seed, found in values.items()}
-                found = estimate(list(ranges[level].values()))
-                levels.append({"label": level, "labels": len(labels), **found.fields, "noise": noise(values)})
-            by_seed = _slopes(ranges, self._places(table, list(ranges)))
+            levels = table.labels(self.along, where)
+            values = self._values(table, where, levels)
+            place = self._places(table, levels)
+            by_seed = {seed: _slope(place, np.ptp(grid, axis=1)) for seed, grid in values.items()}
+            grid = np.array(list(values.values())) if values else np.empty((0, len(levels), 0))
             found = estimate(list(by_seed.values()))
             pairs = [{"seed": seed, "difference": slope} for seed, slope in by_seed.items()]
-            groups.append({"where": where, **found.fields, "levels": levels, "pairs": pairs})
+            groups.append({"where": where, **found.fields, "levels": _levels(levels, grid), "pairs": pairs})
             estimates.append(found)
             slopes.append(by_seed)
-        adjusted = judge(groups, estimates, 1.0)
-        whole = overall(slopes)
+            grids.append(values)
+            places.append(place)
+        checks = [_beyond([grid], [place]) for grid, place in zip(grids, places, strict=True)]
+        adjusted = judge(groups, estimates, 1.0, checks)
+        whole, check = overall(slopes), _beyond(grids, places)
         return {
-            "sentence": self._sentence(table, groups, whole) + counted(groups),
-            "verdict": self._verdict(table, groups, whole),
+            "sentence": self._sentence(table, groups, whole, check) + counted(groups),
+            "verdict": confirmed(whole.verdict(1.0), 1.0, check),
             "estimate": whole.mean,
             "low": whole.low,
             "high": whole.high,
+            "beyond_noise": {"estimate": check.mean, "low": check.low, "high": check.high},
             "adjustment": adjusted,
             "unit": f"{table.unit} per {'unit' if table.numbers.get(self.along) else 'step'} of {self.along}",
             "groups": groups,
         }
 
+    def _values(self, table: Table, where: Mapping[str, str], levels: Sequence[str]) -> dict[int, np.ndarray]:
+        """By seed ``[levels, labels]``, of the labels that are there at every level and the seeds that have all cells."""
+        there = [set(table.labels(self.axis, {**where, self.along: level})) for level in levels]
+        labels = [label for label in table.axes[self.axis] if there and all(label in level for level in there)]
+        if min(len(labels), len(levels)) < 2:
+            return {}
+        cells = [{**where, self.along: level, self.axis: label} for level in levels for label in labels]
+        complete = table.complete(cells)
+        return {seed: np.array(found).reshape(len(levels), len(labels)) for seed, found in complete.items()}
+
     def _places(self, table: Table, levels: Sequence[str]) -> list[float]:
         numbers, labels = table.numbers.get(self.along), list(table.axes[self.along])
         return [float(numbers[labels.index(level)] if numbers else labels.index(level)) for level in levels]
 
-    def _verdict(self, table: Table, groups: Sequence[Mapping[str, Any]], whole: Any) -> str:
-        """That of the slope, unless the range beyond noise does not grow though the range does."""
-        verdict = whole.verdict(1.0)
-        beyond = [slope for group in groups if (slope := self._beyond_noise(table, group["levels"])) is not None]
-        return "undecided" if verdict == "supported" and beyond and sum(beyond) <= 0 else verdict
-
-    def _beyond_noise(self, table: Table, levels: Sequence[Mapping[str, Any]]) -> float | None:
-        known = [one for one in levels if one["estimate"] is not None and one["noise"] is not None]
-        if len(known) < 2:
-            return None
-        left = [max(0.0, one["estimate"] ** 2 - one["noise"] ** 2) ** 0.5 for one in known]
-        return float(np.polyfit(self._places(table, [one["label"] for one in known]), left, 1)[0])
-
-    def _sentence(self, table: Table, groups: Sequence[Mapping[str, Any]], whole: Any) -> str:
+    def _sentence(self, table: Table, groups: Sequence[Mapping[str, Any]], whole: Estimate, check: Estimate) -> str:
         def shown(value: float | None) -> str:
             return table.said(value).lstrip("+")
 
@@ -105,26 +103,41 @@ class Spread(Comparison):
             )
         interval = "no interval" if whole.low is None else f"95 % interval {whole.low:+.3g} to {whole.high:+.3g}"
         per = "unit" if table.numbers.get(self.along) else "step"
+        verdict = confirmed(whole.verdict(1.0), 1.0, check)
+        noisy = ", for what is beyond the noise does not for sure" if verdict != whole.verdict(1.0) else ""
         return (
             f"The range of {table.metric} over {self.axis} is {', '.join(means)}; it changes by {whole.mean:+.3g} {table.unit} "
-            f"per {per} of {self.along} ({interval}, {repeats(whole)}): {self._verdict(table, groups, whole)} that it grows."
+            f"per {per} of {self.along} ({interval}, {repeats(whole)}): {verdict} that it grows{noisy}."
         )
 
 
-def _slopes(ranges: Mapping[str, Mapping[int, float]], places: Sequence[float]) -> dict[int, float]:
-    """By seed, the least-squares slope of the range over the levels; seeds that lack a level are left out."""
-    there = list(ranges.values())
-    if len(there) < 2:
-        return {}
-    shared = set.intersection(*map(set, there))
-    return {seed: float(np.polyfit(places, [one[seed] for one in there], 1)[0]) for seed in sorted(shared)}
+def _slope(places: Sequence[float], values: np.ndarray) -> float:
+    return float(np.polyfit(places, values, 1)[0])
 
 
-def noise(values: Mapping[int, Sequence[float]]) -> float | None:
-    """The range expected of labels that do not differ; ``values``: by seed, one a label."""
-    table = np.array(list(values.values()))
-    if table.ndim != 2 or min(table.shape) < 2:
-        return None
-    left = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-    spread = float((left**2).sum() / ((table.shape[0] - 1) * (table.shape[1] - 1))) ** 0.5
-    return spread * expected_range(table.shape[1])
+def _levels(levels: Sequence[str], grid: np.ndarray) -> list[dict[str, Any]]:
+    """Of every level its range with interval, and the noise; ``grid`` ``[seeds, levels, labels]``."""
+    return [
+        {
+            "label": level,
+            "labels": grid.shape[2],
+            **estimate(list(np.ptp(grid[:, place], axis=1)) if grid.size else []).fields,
+            "noise": noise(grid[:, place]),
+        }
+        for place, level in enumerate(levels)
+    ]
+
+
+def _beyond(grids: Sequence[Mapping[int, np.ndarray]], places: Sequence[Sequence[float]]) -> Estimate:
+    """The slope of the squared range beyond noise, the mean over settings, over the seeds that all of them have."""
+    known = [(grid, place) for grid, place in zip(grids, places, strict=True) if grid]
+    shared = sorted(set.intersection(*(set(grid) for grid, _ in known))) if known else []
+
+    def slope(chosen: np.ndarray) -> float:
+        found = []
+        for grid, place in known:
+            values = np.array([grid[int(seed)] for seed in chosen])
+            found.append(_slope(place, np.array([beyond_noise(values[:, level]) for level in range(len(place))])))
+        return sum(found) / len(found)
+
+    return jackknife(slope, np.array(shared))

@@ -27,7 +27,7 @@ class Steadiness(Difference):
 
     def answer(self, table: Table) -> dict[str, Any]:
         unit = f"deviation of {table.unit}"
-        deviations = replace(table, metric=unit, rows=_deviations(table, unit), sign=-1.0)
+        deviations = replace(table, metric=unit, rows=_deviations(table, unit), sign=-1.0, logarithms=False)
         return super().answer(deviations) | {"unit": unit}
 
 
