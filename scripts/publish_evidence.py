@@ -32,10 +32,14 @@ FACTS = "facts.csv"
 ANSWERS, TABLE, COST, ABOUT, README = "answers.json", "main.md", "cost.json", "about.md", "README.md"
 
 
-def published(study: Study, target: Path) -> None:
-    """One study's folder, made anew."""
+def published(study: Study, final: Path) -> None:
+    """One study's folder, made anew beside the old one and then put into its place."""
     if study.manifest is None:
         raise SystemExit(f"{study.folder} is not finished: run its study again first.")
+    source = study.folder.resolve()
+    if final.resolve() == source or final.resolve() in source.parents:
+        raise SystemExit(f"{final} would take the place of the study's own folder: name another --out.")
+    target = final.with_name(f".{final.name}.partial")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for name in KEPT:
@@ -50,8 +54,14 @@ def published(study: Study, target: Path) -> None:
     (target / TABLE).write_text(markdown_table(score_table(study, study.facts.metric.name, across)), encoding="utf-8")
     for drawing in drawings(study):
         (target / f"{drawing.name}.svg").write_text(standalone(drawing.svg), encoding="utf-8")
-    told = {"cost": study.facts.cost, "environment": study.facts.environment}
+    told = {
+        "cost": study.facts.cost,
+        "environment": study.facts.environment,
+        "comparisons": len(study.facts.comparisons),
+    }
     (target / COST).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    target.rename(final)
 
 
 def write_facts(study: Study, answers: list[dict[str, Any]], path: Path) -> None:
@@ -85,8 +95,8 @@ def drawings(study: Study) -> list[Drawing]:
 def readme(out: Path, title: str) -> str:
     """All that is under ``out``, the answers first."""
     parts = [part for part in sorted(out.iterdir()) if (part / COST).exists()]
-    seconds = sum(_cost(part)["cpu_seconds"] for part in parts)
-    cells = sum(_cost(part)["done"] for part in parts)
+    costs = [_told(part)["cost"] for part in parts]
+    seconds, cells = sum(cost["cpu_seconds"] for cost in costs), sum(cost["done"] for cost in costs)
     lines = [
         f"# {title}",
         "",
@@ -100,8 +110,8 @@ def readme(out: Path, title: str) -> str:
     return "\n".join(lines)
 
 
-def _cost(part: Path) -> dict[str, Any]:
-    return json.loads((part / COST).read_text(encoding="utf-8"))["cost"]
+def _told(part: Path) -> dict[str, Any]:
+    return json.loads((part / COST).read_text(encoding="utf-8"))
 
 
 def _study(part: Path) -> str:
@@ -112,14 +122,13 @@ def _study(part: Path) -> str:
 
 
 def _section(part: Path) -> list[str]:
-    answers, cost = json.loads((part / ANSWERS).read_text(encoding="utf-8")), _cost(part)
-    metric = answers[0]["metric"]  # the primary one
+    answers, told = json.loads((part / ANSWERS).read_text(encoding="utf-8")), _told(part)
+    cost = told["cost"]
     hours = cost["cpu_seconds"] / 3600
     lines = [f"## {part.name}", "", f"    secateur study {_study(part)}", ""]
     lines += [f"{cost['done']} cells ({cost['failed']} failed), {hours:.2f} CPU-hours.", ""]
-    for answer in answers:
-        if answer["metric"] == metric:
-            lines.append(f"- *{answer['question']}* **{answer['verdict']}**: {answer['sentence']}")
+    for answer in answers[: told["comparisons"]]:  # as declared; then come the same by further metrics
+        lines.append(f"- *{answer['question']}* **{answer['verdict']}**: {answer['sentence']}")
     lines += [
         "",
         f"![{part.name}]({part.name}/answer-1.svg)",
@@ -138,7 +147,7 @@ def main() -> None:
     parser.add_argument("--title", default="Evidence on the bundled model")
     asked = parser.parse_args()
     for folder in asked.folders:
-        published(read_study(folder), asked.out / folder.name)
+        published(read_study(folder), asked.out / folder.resolve().name)
     (asked.out / README).write_text(readme(asked.out, asked.title), encoding="utf-8")
 
 

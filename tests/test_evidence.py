@@ -82,13 +82,19 @@ def test_a_finished_study_is_published_with_its_answers_cost_and_figures(script,
     page = (out / "README.md").read_text()
     assert page.startswith("# What was found\n\n1 study, ")
     answers = json.loads((made / "answers.json").read_text())
-    assert all((answer["sentence"] in page) == (answer["metric"] == "perplexity") for answer in answers)
+    assert all(answer["sentence"] in page for answer in answers)
     there = {path.name for path in (out / "my-study").iterdir()}
     assert there >= {"study.yaml", "answers.json", "results.parquet", "cost.json", "main.md", "answer-1.svg"}
     facts = published_facts(out / "my-study" / "facts.csv", ["source", "sparsity", "method"])
     points = answers[2]["groups"][0]["points"]
     assert [one["jaccard"] for one in facts.values()] == [point["fact"] for point in points]
     assert f"secateur study {out / 'my-study' / 'study.yaml'}" in page
+    for wrong in [tmp_path]:
+        monkeypatch.setattr(sys, "argv", ["publish_evidence.py", str(made), "--out", str(wrong)])
+        with pytest.raises(SystemExit, match="would take the place of the study's own folder"):
+            script.main()
+    assert (made / "manifest.json").exists()
+    monkeypatch.setattr(sys, "argv", ["publish_evidence.py", str(made), "--out", str(out)])
     (made / "manifest.json").unlink()
     with pytest.raises(SystemExit, match="is not finished"):
         script.main()

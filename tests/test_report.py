@@ -230,6 +230,20 @@ def test_the_compared_axis_is_the_one_the_answer_leaves_free(made):
     assert len(study_scores.settings(study)) == 24
 
 
+def test_a_control_that_the_compared_axis_changes_is_shown_as_a_span(made):
+    study = read_study(made)
+    along = next(axis for axis in study.facts.axes if axis.name == "sparsity")
+    for where in ({"source": "self", "method": "wanda"}, {"source": "self", "method": "sparsegpt"}):
+        found = control(study, "magnitude", "perplexity", where)
+        means = [control(study, "magnitude", "perplexity", where | {"sparsity": one}).mean for one in along.labels]
+        assert len(set(means)) == len(means)
+        assert (found.mean, found.span) == (None, (min(means), max(means)))
+    table = score_table(study, "perplexity", along)
+    assert table.caption.endswith("a span: over the labels of sparsity")
+    column = table.columns.index("magnitude")
+    assert all(re.fullmatch(r"[\d.]+ to [\d.]+", row[column]) for row in table.rows)
+
+
 def test_controls_apply_where_their_labels_do(made):
     study = read_study(made)
     where = {"source": "self", "sparsity": "0.6", "method": "wanda"}

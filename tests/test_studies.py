@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,6 +19,7 @@ import pytest
 from conftest import wait_for_a_line
 from secateur.cli.main import main
 from secateur.errors import RecipeError, SecateurError, StoreError, UsageError
+from secateur.evaluation.metrics import flatten
 from secateur.pipeline.reporter import Reporter
 from secateur.pipeline.store import read_manifest
 from secateur.studies import run as run_module
@@ -48,6 +51,9 @@ comparisons:
   - {{kind: difference, axis: source, baseline: noise, claim: better}}
   - {{kind: effects, axis: source, against: method}}
 """
+
+
+MORE_SOURCES = "".join(f"    more {size}: {{calibration.samples: {size}}}\n" for size in (2, 3, 4))
 
 
 class Noting(Reporter):
@@ -328,6 +334,30 @@ def test_another_study_another_version_and_other_things_are_never_overwritten(ru
         run_study(plan({}), mine, tmp_path / "store", workers=0)
 
 
+def test_a_comparison_s_own_metric_must_be_produced_too(run):
+    own = "baseline: noise, claim: better, metric: piqa/acc}"
+    with pytest.raises(RecipeError, match="no cell produces the metric 'piqa/acc'"):
+        run({**SMALL, "baseline: noise, claim: better}": own})
+
+
+def test_a_cell_without_a_finite_perplexity_is_a_hole_and_stops_nothing(run, monkeypatch):
+    real, broken = tasks.score, []
+
+    def score(recipe, model, dense, *rest):
+        found = real(recipe, model, dense, *rest)
+        if dense is not None and not broken:
+            broken.append(model)
+            scores = found.scores | {"perplexity": found.scores["perplexity"] | {"value": math.nan}}
+            return replace(found, scores=scores, values=flatten(scores))
+        return found
+
+    monkeypatch.setattr(tasks, "score", score)
+    found, _ = run(SMALL)
+    assert (found.done, found.failed) == (4, {})
+    rows = [row for row in rows_of(found.folder) if row["metric"] == "perplexity"]
+    assert [row["value"] for row in rows].count(None) == 1
+
+
 def test_a_metric_that_no_cell_produces_is_told_at_the_first_cell(run, tmp_path):
     with pytest.raises(
         RecipeError, match=r"no cell produces the metric 'piqa/acc'; their evaluation gives: .*perplexity"
@@ -446,7 +476,22 @@ def test_the_command_says_what_it_would_do_and_does_it(study_file, tmp_path, cap
         ),
         (
             {"- {kind: effects, axis: source, against: method}": "- {kind: correlation, axis: source, fact: jacard}"},
-            "at least 3 labels",
+            "at least 5 labels",
+        ),
+        (
+            {
+                "- {kind: effects, axis: source, against: method}": "- {kind: effects, axis: source, against: method, metric: js}",
+                "limit: 4": "limit: 4, fidelity: false",
+                "metrics: [kl]": "metrics: []",
+            },
+            "no cell produces the metric 'js': evaluation.fidelity is off",
+        ),
+        (
+            {
+                "- {kind: effects, axis: source, against: method}": "- {kind: correlation, axis: source, fact: jaccard}",
+                "  method: {path": MORE_SOURCES + "  method: {path",
+            },
+            "compares a set with a text; name that text as its reference",
         ),
     ],
 )

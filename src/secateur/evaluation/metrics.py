@@ -60,10 +60,19 @@ def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
 
     What was not measured is not there. Values that are no finite numbers are left out too.
     """
+    return {name: float(value) for name, value in _flat(scores).items() if _is_number(value)}
+
+
+def measured(scores: Mapping[str, Any]) -> set[str]:
+    """The names that ``flatten`` would have, were every value a finite number: what a broken model was measured by too."""
+    return {name for name, value in _flat(scores).items() if value is not None}
+
+
+def _flat(scores: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "perplexity" in scores:
         value = scores["perplexity"]["value"]
-        found |= {"perplexity": value, "loss": math.log(value) if value > 0 else None}
+        found |= {"perplexity": value, "loss": math.log(value) if value > 0 else math.nan}
     found |= {name: scores["fidelity"][name] for name in FIDELITY if "fidelity" in scores}
     tasks = scores.get("tasks", {})
     for task, own in tasks.items():
@@ -75,7 +84,7 @@ def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
     found["mean-ece"] = sum(errors) / len(errors) if errors else None
     found |= _retention(scores.get("retention", {}))
     found |= {f"{GENERATION}/{name}": scores["generation"].get(name) for name in OF_GENERATIONS if GENERATION in scores}
-    return {name: float(value) for name, value in found.items() if _is_number(value)}
+    return found
 
 
 def _retention(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """Repeats of one setting: ``values`` by seed; ``low`` to ``high`` the Student-t interval of their mean, if it has one."""
+    """Repeats of one setting: ``values`` by seed; ``low`` to ``high`` the Student-t interval of their mean, if it has one.
+
+    ``span``: of a control that is not one thing in this setting, the lowest and the highest mean."""
 
     values: Mapping[str, float]
     asked: int
@@ -24,6 +26,7 @@ class Summary:
     deviation: float | None = None
     low: float | None = None
     high: float | None = None
+    span: tuple[float, float] | None = None
 
 
 def summary(values: Mapping[str, float], asked: int) -> Summary:
@@ -70,13 +73,23 @@ def scores(study: Study, metric: str, where: Mapping[str, str]) -> Summary:
 
 
 def control(study: Study, name: str, metric: str, where: Mapping[str, str]) -> Summary:
-    """A control as it applies to a setting: cells whose labels, of the axes they have, are those of ``where``."""
+    """A control as it applies to a setting: cells whose labels, of the axes they have, are those of ``where``.
+
+    Where axes that ``where`` leaves open make a difference to it, there is no one value: then a span of means.
+    """
     cells = [
         cell
         for cell in study.cells
         if cell.control == name and all(where.get(axis, label) == label for axis, label in cell.where.items())
     ]
-    return summary(_values(cells, metric), len(cells))
+    kinds: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
+    for cell in cells:
+        kinds.setdefault(tuple(cell.where.items()), []).append(cell)
+    found = [summary(_values(kind, metric), len(kind)) for kind in kinds.values()]
+    if len(found) < 2:
+        return found[0] if found else summary({}, 0)
+    means = [one.mean for one in found if one.mean is not None]
+    return Summary({}, sum(one.asked for one in found), span=(min(means), max(means)) if means else None)
 
 
 def controls(study: Study) -> list[str]:
@@ -101,8 +114,10 @@ def score_table(study: Study, metric: str, across: Axis | None) -> Table:
     places = decimals(
         [one.deviation for _, found in rows for one in found], [one.mean for _, found in rows for one in found]
     )
+    spans = any(one.span for _, found in rows for one in found)
     return Table(
-        caption=f"{metric}: mean ± standard deviation over the repeats",
+        caption=f"{metric}: mean ± standard deviation over the repeats"
+        + (f"; a span: over the labels of {across.name}" if across and spans else ""),
         columns=[*names, *(across.labels if across else ["all"]), *there],
         rows=[[*labels, *(shown(one, places) for one in found)] for labels, found in rows],
         heads=len(names),
@@ -115,7 +130,9 @@ def labels_of(axis: Axis | None) -> list[dict[str, str]]:
 
 
 def shown(found: Summary, places: int) -> str:
-    """``6.42 ± 0.05``, with ``(4 of 5)`` where repeats are missing; a dash where there is none."""
+    """``6.42 ± 0.05``, with ``(4 of 5)`` where repeats are missing; a span as ``6.4 to 7.1``; a dash where there is none."""
+    if found.span is not None:
+        return " to ".join(number(end, places) for end in found.span)
     if found.mean is None:
         return f"- (0 of {found.asked})" if found.asked else "-"
     size = abs(found.mean)

@@ -18,6 +18,8 @@ from secateur.registry import suggestion
 from secateur.studies.comparisons.correlation import Correlation
 
 COUNTS = ("samples", "tokens", "distinct_tokens", "mean_logprob")
+COMPARED = ("similarity", "activations")
+"""Families all of whose numbers compare a set with a reference text."""
 SHOWN, CHARACTERS = 3, 600
 
 
@@ -29,8 +31,18 @@ def check_fact(comparison: Correlation, place: str, base: Recipe) -> None:
             f"{place}: the correlation's fact {comparison.fact!r} is none of a calibration set"
             f"{suggestion(comparison.fact, known)}."
         )
+    if comparison.reference is None and needs_reference(comparison.fact):
+        raise RecipeError(
+            f"{place}: the correlation's fact {comparison.fact!r} compares a set with a text; name that text as its "
+            "reference (a source, a file or a data set)."
+        )
     if comparison.reference is not None:
         find_reference(comparison.reference, base, resolve_model(base.model, base.revision))
+
+
+def needs_reference(fact: str) -> bool:
+    """Whether a fact compares the set with a text."""
+    return family_of(fact) in COMPARED or fact.endswith("_reference")
 
 
 def family_of(fact: str) -> str | None:

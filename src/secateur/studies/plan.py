@@ -119,8 +119,7 @@ def plan_study(study: Study) -> StudyPlan:
     """Check every cell as a run of its own would be, before anything runs. Raises on whatever is wrong with any, naming
     the cell."""
     plan = StudyPlan(study, Known())
-    spec = study.spec
-    for name in [*spec.all_metrics, *(one.metric for one in study.comparisons if one.metric)]:
+    for name in study.metrics:
         try:
             better(name)
         except UsageError as error:
@@ -191,7 +190,7 @@ def _set(plan: StudyPlan, cell: Cell, run: RunPlan) -> str | None:
 
 def _check_fidelity(plan: StudyPlan) -> None:
     """Raise ``UsageError`` when a metric compares with the dense model and no cell does."""
-    asked = [name for name in plan.study.spec.all_metrics if name in {"kl", "js", "top1"}]
+    asked = [name for name in plan.study.metrics if name in {"kl", "js", "top1"}]
     if asked and not any(cell.recipe.evaluation.fidelity for cell, _ in plan.cells):
         raise UsageError(
             f"{plan.study.place('metric')}: no cell produces the metric {asked[0]!r}: evaluation.fidelity is off in all."

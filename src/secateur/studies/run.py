@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import RecipeError, StoreError
+from secateur.evaluation.metrics import measured
 from secateur.pipeline.provenance import environment
 from secateur.pipeline.reporter import Reporter
 from secateur.pipeline.store import DEFAULT_STORE, read_manifest
@@ -227,6 +228,8 @@ def _break(state: _State, key: str, error: str) -> None:
         _break(state, other, error)
     lost = [task for task in state.waiting if task_key(state.plan, task) == key]
     state.waiting = [task for task in state.waiting if task not in lost]
+    if not lost and not state.full:  # its cells are there already; only what is told of the set is not
+        state.reporter.note(f"A calibration set could not be looked at, so facts of it are missing: {error}")
     if not state.full:
         _failed(
             state, [cell[0] for task in lost for cell in task.cells], f"Its calibration set could not be made: {error}"
@@ -252,12 +255,12 @@ def _check_produced(state: _State, final: bool = False) -> None:
     plan, found, kinds = state.plan, set[str](), set[str]()
     for digest, record in state.folder.cells.items():
         if digest in plan.works and not plan.works[digest].dense:
-            found |= set(record["values"])
+            found |= set(record["values"]) | measured(record["scores"])
             kinds.add(repr(plan.works[digest].spec["evaluation"]))
     everything = {repr(work.spec["evaluation"]) for work in plan.works.values() if not work.dense}
     if kinds != everything and not (final and kinds):
         return
-    for name in plan.study.spec.all_metrics:
+    for name in plan.study.metrics:
         if name not in found:
             raise RecipeError(
                 f"{plan.study.place('metric')}: no cell produces the metric {name!r}; their evaluation gives: "

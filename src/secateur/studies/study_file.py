@@ -44,6 +44,12 @@ class Study:
     where: str
     lines: Mapping[str, int]
 
+    @property
+    def metrics(self) -> list[str]:
+        """All that are asked for: the primary one, the further ones, and those of single comparisons."""
+        own = (comparison.metric for comparison in self.comparisons if comparison.metric)
+        return list(dict.fromkeys([*self.spec.all_metrics, *own]))
+
     def place(self, key: str) -> str:
         """File and line of a key, for messages."""
         while key and key not in self.lines:
