@@ -97,6 +97,13 @@ def test_the_task_scores_what_the_model_finds_likelier(scorer, code):
     assert all(0.5 <= sure <= 1 for sure, _ in found.answers)
 
 
+def test_lines_are_python_s_own():
+    text = "x = 1\n\f\nclass A:\r\n    def f(self, a):\n        return '\u2028'\n"
+    (found,) = functions_of([("a", text)], Parses(items=1, per_text=5))
+    assert found.header == "    def f(self, a):\n"
+    assert found.body == "        return '\u2028'\n"
+
+
 def test_functions_are_cut_after_their_header():
     found = functions_of([("a", CODE), ("b", "not python (")], Parses(per_text=5, context_lines=2))
     by_name = {function.header.strip().splitlines()[0]: function for function in found}

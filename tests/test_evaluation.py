@@ -94,6 +94,13 @@ def test_divergences_are_torch_s():
     assert top1.tolist() == (a.argmax(-1) == b.argmax(-1)).float().tolist()
 
 
+def test_a_token_that_both_rule_out_diverges_by_nothing():
+    one, other = torch.tensor([[1.0, 2.0, -math.inf]]), torch.tensor([[2.0, 1.0, -math.inf]])
+    found, expected = divergences(one, other), divergences(one[:, :2], other[:, :2])
+    assert torch.allclose(found, expected)
+    assert divergences(one.nan_to_num(neginf=0.0), other)[0] == math.inf  # only the pruned one does: nothing is so far
+
+
 def test_fidelity_of_a_model_to_itself_is_perfect_and_padding_changes_nothing(llama, model):
     same = fidelity(model, model, [[0, 5, 6, 7], [0, 9]], batch_size=2)
     assert (same.kl, same.top1, same.tokens) == (0, 1, 4)

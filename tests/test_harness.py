@@ -8,8 +8,10 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
+import transformers
 
-from conftest import prune_folder, tiny_tokenizer
+from conftest import prune_folder, save_model, tiny_tokenizer
 
 pytest.importorskip("lm_eval")
 
@@ -89,6 +91,63 @@ def test_our_numbers_are_those_of_lm_eval_s_own_model(llama, scorer):
     until = {"until": ["o"], "max_gen_toks": 6, "do_sample": False}
     written = theirs.generate_until(requests(("the quick", until)), disable_tqdm=True)
     assert ours.generate_until(requests(("the quick", until))) == written
+
+
+def test_answers_are_as_long_as_asked_under_any_name_and_never_drawn(llama, scorer):
+    from lm_eval.models.huggingface import HFLM
+
+    from secateur.evaluation.harness_run import HarnessModel
+
+    ours = HarnessModel(scorer)
+    theirs = HFLM(pretrained=scorer.model, tokenizer=load_tokenizer(llama), batch_size=1, max_length=64, device="cpu")
+    for given in (
+        {"max_new_tokens": 5},
+        {"max_tokens": 4, "until": "o"},
+        {"max_completion_tokens": 3, "do_sample": False},
+    ):
+        asked = requests(("the quick", {"until": []} | given))
+        assert ours.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
+    for given in ({"temperature": 0.7}, {"do_sample": True, "temperature": 0.7}):
+        with pytest.raises(UsageError, match="draws its answers at random"):
+            ours.generate_until(requests(("the quick", {"until": []} | given)))
+
+
+def test_a_question_that_fills_the_positions_fits(tmp_path):
+    """GPT-2 has a table of positions: one more than it has is an error, not a slow answer."""
+    config = transformers.GPT2Config(
+        vocab_size=64, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1
+    )
+    scorer = Scorer(load_model(save_model(config, tmp_path / "gpt2")), tiny_tokenizer(), 16)
+    for context in (14, 15, 40):
+        ids = [2 + place % 60 for place in range(context + 2)]
+        ((value, _),) = scorer.logprobs([(tuple(ids[:context]), tuple(ids[context:]))])
+        with torch.inference_mode():
+            logits = scorer.model(torch.tensor([ids[:-1][-16:]])).logits[0].log_softmax(dim=-1)
+        assert value == pytest.approx(float(logits[-2, ids[-2]] + logits[-1, ids[-1]]), rel=1e-5)
+    assert scorer.cut == 1
+    assert scorer.largest_batch == 16
+
+
+def test_a_definition_s_own_data_is_looked_for_beforehand_and_belongs_to_the_digest(tmp_path):
+    data, tasks = tmp_path / "own" / "data.jsonl", tmp_path / "tasks"
+    tasks.mkdir()
+    body = f"dataset_path: json\noutput_type: loglikelihood_rolling\ntest_split: test\ndataset_kwargs: {{data_files: {{test: '{data}'}}}}\n"
+    (tasks / "own.yaml").write_text(f"task: own_data\n{body}doc_to_text: ''\ndoc_to_target: '{{{{page}}}}'\n")
+    (tasks / "code.yaml").write_text(f"task: own_code\nunsafe_code: true\n{body}doc_to_text: ''\ndoc_to_target: x\n")
+    task = HarnessTask("own_data", folder=str(tasks))
+    with pytest.raises(UsageError, match=r"'own_data' is defined to read .*data\.jsonl, which is not there"):
+        task.check()
+    data.parent.mkdir()
+    specs = []
+    for rows in (1, 3):
+        data.write_text('{"page": "the fox"}\n' * rows)
+        task.check()
+        specs.append(task.spec())
+    assert specs[0] != specs[1]
+    (tasks / "helper.py").write_text("def f(doc): return doc\n")
+    assert task.spec() != specs[1]
+    with pytest.raises(UsageError, match="'own_code' runs code that the model writes"):
+        HarnessTask("own_code", folder=str(tasks)).check()
 
 
 def test_our_perplexity_is_lm_eval_s_on_the_same_text(llama, tmp_path, scorer):

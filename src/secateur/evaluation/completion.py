@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import random
 import textwrap
 import warnings
@@ -78,7 +79,7 @@ def functions_of(texts: Iterable[tuple[str, str]], task: Parses) -> list[Functio
     found: list[Function] = []
     for text in documents:
         nodes = _functions(text)
-        lines = text.splitlines(keepends=True)
+        lines = _lines(text)
         for start, body, end in draw.sample(nodes, min(task.per_text, len(nodes))):
             context = "".join(lines[max(0, start - task.context_lines) : start])
             found.append(Function(context, "".join(lines[start:body]), "".join(lines[body:end])))
@@ -94,14 +95,14 @@ def functions_of(texts: Iterable[tuple[str, str]], task: Parses) -> list[Functio
 
 def _functions(text: str) -> list[tuple[int, int, int]]:
     """Of each function whose body begins on a line of its own: first line, first of the body, and the end, from 0."""
-    tree = _parsed(text)
+    tree, lines = _parsed(text), _lines(text)
     found = []
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = min(
                 node.body[0].lineno, *(entry.lineno for entry in getattr(node.body[0], "decorator_list", [])), 10**9
             )
-            header = text.splitlines()[node.lineno - 1 : body - 1]
+            header = lines[node.lineno - 1 : body - 1]
             if header and header[-1].split("#")[0].rstrip().endswith(":"):
                 found.append((node.lineno - 1, body - 1, node.end_lineno or body))
     return sorted(found)
@@ -111,7 +112,7 @@ def body_of(header: str, written: str, ended: bool) -> tuple[str, bool]:
     """The part of ``written``, which goes on from the end of the last line of ``header``, that belongs to the function, in
     whole lines; and whether the function ended: by a line that is indented no further, or because the text ``ended``."""
     indent = _indent(header)
-    lines = written.splitlines(keepends=True)
+    lines = _lines(written)
     for number, line in enumerate(lines):
         complete = number < len(lines) - 1 or line.endswith("\n")
         # ")" and the like may close, on their own line, what the body opened.
@@ -125,6 +126,11 @@ def body_of(header: str, written: str, ended: bool) -> tuple[str, bool]:
 def parses(code: str) -> bool:
     """Whether ``code``, moved to the left margin, is Python."""
     return _parsed(textwrap.dedent(code)) is not None
+
+
+def _lines(text: str) -> list[str]:
+    """The lines that Python counts: ``str.splitlines`` ends one at form feeds and other separators too."""
+    return io.StringIO(text.replace("\r\n", "\n").replace("\r", "\n")).readlines()
 
 
 def _parsed(code: str) -> ast.Module | None:

@@ -105,10 +105,18 @@ def divergences(logits: Tensor, others: Tensor) -> Tensor:
     )
 
 
+def _weighted(shares: Tensor, differences: Tensor) -> Tensor:
+    """The sum of both's products, where a share of 0 counts nothing, of a token that both models rule out (-inf) too."""
+    found = (shares * differences).sum(dim=-1)
+    if bool(found.isnan().any()):
+        found = torch.where(shares > 0, shares * differences, 0).sum(dim=-1)
+    return found
+
+
 def _divergences(logits: Tensor, others: Tensor) -> Tensor:
     p, q = logits.log_softmax(dim=-1), others.log_softmax(dim=-1)
     dense, pruned = p.exp(), q.exp()
     middle = torch.logaddexp(p, q) - math.log(2)
-    kl = (dense * (p - q)).sum(dim=-1)
-    js = ((dense * (p - middle)).sum(dim=-1) + (pruned * (q - middle)).sum(dim=-1)) / 2
+    kl = _weighted(dense, p - q)
+    js = (_weighted(dense, p - middle) + _weighted(pruned, q - middle)) / 2
     return torch.stack([kl, js, (p.argmax(dim=-1) == q.argmax(dim=-1)).float()])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import UnknownNameError, UsageError
-from secateur.evaluation.local_files import SHOWN, check_local, file_facts, local_file, read_rows
+from secateur.evaluation.local_files import SHOWN, check_local, data_files, file_facts, local_file, read_rows
 from secateur.evaluation.local_rows import COLUMNS
 from secateur.evaluation.scorer import Scorer
 from secateur.evaluation.task import EvaluationTask, TaskScore
@@ -48,7 +48,7 @@ def require_lm_eval() -> str:
     """The version of lm-eval. Raises ``UsageError`` when it is not installed."""
     if find_spec("lm_eval") is None:
         raise UsageError(
-            "Evaluation tasks are run by lm-eval, which is not installed; install it with pip install 'secateur[eval]', or "
+            "Evaluation tasks are run by lm-eval, which is not installed; install it with pip install lm-eval, or "
             "leave evaluation.tasks empty."
         )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -78,10 +78,14 @@ class HarnessTask(EvaluationTask):
 
     def spec(self) -> dict[str, Any]:
         """With the digests of local files; what the Hub serves is not known beforehand."""
-        files = []
+        leaves = self.leaves()
         if self.local:
-            files = [file_facts(path) for path in check_local(Path(self.folder or ""), self.name, self.shown)]
-        definitions = {name: _plain(config) for name, config in self.leaves().items()}
+            read = check_local(Path(self.folder or ""), self.name, self.shown)
+        else:
+            read = [path for config in leaves.values() for path in data_files(config)]
+            read += sorted(Path(self.folder).rglob("*.py")) if self.folder is not None else []
+        files = [file_facts(path) for path in dict.fromkeys(read)]
+        definitions = {name: _plain(config) for name, config in leaves.items()}
         asked = {"name": self.name, "fewshot": self.fewshot, "limit": self.limit, "lm_eval": require_lm_eval()}
         return asked | {"files": files, "definitions": digest(definitions)}
 
@@ -93,9 +97,21 @@ class HarnessTask(EvaluationTask):
         """Raise ``UsageError`` when the task is unknown, or its data is neither here nor on the Hub within reach."""
         require_lm_eval()
         leaves = self.leaves()
+        for name, config in leaves.items():
+            if config.get("unsafe_code"):
+                raise UsageError(
+                    f"The task {name!r} runs code that the model writes, which Secateur does not do; leave it out."
+                )
         if self.local:
             check_local(Path(self.folder or ""), self.name, self.shown)
             return
+        for name, config in leaves.items():
+            for path in data_files(config):
+                if not path.exists():
+                    raise UsageError(
+                        f"The task {name!r} is defined to read {path}, which is not there; put it there, or correct "
+                        "dataset_kwargs.data_files in its definition."
+                    )
         sets: dict[str, str | None] = {}
         for config in leaves.values():
             if config.get("dataset_path") and config["dataset_path"] not in ("json", "csv", "parquet", "text"):

@@ -13,6 +13,7 @@ from typing import Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import evaluate
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from secateur.errors import UsageError
@@ -75,17 +76,17 @@ class HarnessModel(TemplateLM):
         """Greedy continuations, up to the first of each request's ``until``. Raises ``UsageError`` where a task samples."""
         found = []
         for request in requests:
-            prompt, asked = request.args
+            prompt, given = request.args
+            asked = normalize_gen_kwargs(given, NEW_TOKENS)
             if asked.get("do_sample") and asked.get("temperature", 1) > 0:
                 raise UsageError("This task of lm-eval draws its answers at random; only greedy answers are supported.")
-            ends = asked.get("until") or []
-            tokens = int(asked.get("max_gen_toks", NEW_TOKENS))
+            tokens = int(asked["max_gen_toks"])
             ids = self.tok_encode(prompt) or [self.scorer.prefix]
             sample = self.scorer.write([ids], tokens, Sampling(greedy=True), 0)[0]
             text = str(
                 self.scorer.tokenizer.decode(list(sample.token_ids[sample.prompt_tokens :]), skip_special_tokens=True)
             )
-            for end in [ends] if isinstance(ends, str) else ends:
+            for end in asked["until"]:
                 text = text.split(end)[0] if end else text
             found.append(text)
         return found
@@ -121,7 +122,7 @@ def run_harness(tasks: Mapping[str, Any], scorer: Scorer, limit: int | None, loc
         "version": _same(found["versions"].values()),
         "fewshot": _same(found["n-shot"].values()),
         "limit": limit,
-        "batch_size": scorer.batch_size,
+        "batch_size": scorer.batch_size or scorer.largest_batch,
         "cut": scorer.cut - cut,
         "lm_eval": version("lm_eval"),
         "documents": _digest(samples),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,15 @@ def check_local(folder: Path, task: str, fewshot: int) -> list[Path]:
             "take them from. Put one there, or ask for fewshot: 0."
         )
     return [scored, *([shown] if fewshot and shown else [])]
+
+
+def data_files(config: Mapping[str, Any]) -> list[Path]:
+    """The local files that a task's own definition names (``dataset_kwargs.data_files``); addresses and patterns are left
+    to ``datasets``."""
+    named = (config.get("dataset_kwargs") or {}).get("data_files") or []
+    found = [named] if isinstance(named, str) else list(named.values()) if isinstance(named, Mapping) else list(named)
+    flat = [path for entry in found for path in ([entry] if isinstance(entry, str) else entry)]
+    return [Path(path) for path in flat if "://" not in path and not set(path) & set("*?[")]
 
 
 def file_facts(path: Path) -> dict[str, str]:

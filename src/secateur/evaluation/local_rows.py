@@ -87,7 +87,7 @@ def _mmlu(row: Row) -> dict[str, Any]:
 
 
 def _lambada(row: Row) -> dict[str, Any]:
-    return {"text": f"{row['context']} {row['continuation'].strip()}"}
+    return {"text": f"{row['context']} {row['continuation'].strip(' ')}"}
 
 
 def _rte(row: Row) -> dict[str, Any]:

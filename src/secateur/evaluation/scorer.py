@@ -15,7 +15,7 @@ from secateur.errors import ModelError
 from secateur.generation.engine import Sampling, batch_seed
 from secateur.generation.transformers_engine import TransformersEngine
 from secateur.models.batches import make_batches
-from secateur.models.forward import default_batch, next_token_logits
+from secateur.models.forward import default_batch, following_logits
 
 GENERATED_AT_ONCE = 32
 
@@ -38,6 +38,8 @@ class Scorer:
     encodings: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Texts that were tokenised, shared by scorers of the same tokenizer."""
     cut: int = 0
+    largest_batch: int = 0
+    """The most inputs that went through the model at once, where ``batch_size`` leaves it open."""
     kept: dict[Any, Any] = field(default_factory=dict)
     """What tasks read or made once, shared by scorers of the same tokenizer."""
 
@@ -80,9 +82,7 @@ class Scorer:
         found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
         for start, size in self._pieces(ordered):
             piece = ordered[start : start + size]
-            # next_token_logits leaves out the last position, which is needed here: one more token, never looked at.
-            batch = make_batches([(*ids, ids[-1]) for ids in piece], size)[0]
-            logits, _ = next_token_logits(self.model, batch)
+            logits = following_logits(self.model, make_batches(piece, size)[0])
             for row, ids in enumerate(piece):
                 for index in inputs[ids]:
                     found[index] = _logprob(logits[row, : len(ids)], pairs[index][1][-len(ids) :])
@@ -93,7 +93,8 @@ class Scorer:
         """Start and size of each batch: inputs of falling length, so later batches may hold more."""
         pieces, start = [], 0
         while start < len(ordered):
-            size = self.batch_size or default_batch(self.model, [(*ordered[start], 0)])
+            size = self.batch_size or default_batch(self.model, [ordered[start]])
+            self.largest_batch = max(self.largest_batch, size)
             pieces.append((start, size))
             start += size
         return pieces

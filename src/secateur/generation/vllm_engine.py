@@ -188,7 +188,7 @@ def _vllm() -> tuple[Any, str, type[Exception]]:
         from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UsageError(
-            f"The engine vllm needs vLLM, which cannot be imported here ({error}); install secateur[vllm], or use "
+            f"The engine vllm needs vLLM, which cannot be imported here ({error}); install it with pip install vllm, or use "
             "calibration.generation.engine=transformers."
         ) from error
     return vllm, current_platform.device_type, VLLMClientError

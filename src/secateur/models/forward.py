@@ -18,13 +18,24 @@ def next_token_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Ten
     with torch.inference_mode():
         logits = model(**batch.model_inputs(model.device), use_cache=False).logits[:, :-1].float()
     counted = batch.token_mask[:, 1:].to(logits.device)
+    return _finite(model, logits, counted), counted
+
+
+def following_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Logits ``[batch, length, vocabulary]`` fp32 for the token after each. Raises as ``next_token_logits``."""
+    with torch.inference_mode():
+        logits = model(**batch.model_inputs(model.device), use_cache=False).logits.float()
+    return _finite(model, logits, batch.token_mask.to(logits.device))
+
+
+def _finite(model: PreTrainedModel, logits: Tensor, counted: Tensor) -> Tensor:
     # The largest logit of a row is undefined if any is; a -inf below it is a masked token, and fine.
     if not bool((logits.amax(dim=-1).isfinite() | ~counted).all()):
         raise NumericsError(
             f"The outputs of {type(model).__name__} are not finite on this text: NaN or infinity among its logits. "
             "Compute in a wider type, and check the model's weights."
         )
-    return logits, counted
+    return logits
 
 
 def token_logprobs(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
