@@ -218,7 +218,7 @@ def _ray() -> Any:
         import ray.exceptions
     except ImportError as error:
         raise UsageError(
-            f"The engine ray needs Ray, which cannot be imported here ({error}); install it with pip install 'ray[default]', or use "
+            f"The engine ray needs Ray, which cannot be imported here ({error}); install it with pip install ray, or use "
             "calibration.generation.engine=transformers."
         ) from error
     return ray

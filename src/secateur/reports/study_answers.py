@@ -83,7 +83,8 @@ def groups_table(answer: Answer) -> Table:
     def span(low: float | None, high: float | None) -> str:
         return "-" if low is None or high is None else f"{scale.text(low, places)} to {scale.text(high, places)}"
 
-    columns = ["setting", scale.unit, "Student-t interval", "bootstrap interval", "n", "p", "p adjusted", "verdict"]
+    interval, count = ("interval over labels", "labels") if answer.fact else ("Student-t interval", "n")
+    columns = ["setting", scale.unit, interval, "bootstrap interval", count, "p", "p adjusted", "verdict"]
     rows = [
         [
             label(group),

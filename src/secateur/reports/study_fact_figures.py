@@ -18,6 +18,7 @@ from secateur.reports.drawing import (
     style,
     svg_of,
 )
+from secateur.reports.study_answers import groups_table
 from secateur.reports.study_facts import Answer, Group, Study
 from secateur.reports.study_scores import said
 
@@ -46,7 +47,8 @@ def fact_figure(study: Study, index: int) -> Drawing | None:
     return Drawing(
         name=f"facts-{index + 1}",
         title=f"{answer.metric} by {answer.fact}",
-        caption=f"A dot is one calibration set: its {answer.fact}, and the {answer.metric} of the model pruned with it.{more}",
+        caption=f"A dot is one calibration set: its {answer.fact}, and the {answer.metric} of the model pruned with it. "
+        f"The correlation is of the means of each label.{more}",
         alt=f"{answer.metric} against {answer.fact}, a dot a set, of {', '.join(labels)}. The numbers are in the CSV.",
         svg=_drawn(answer, shown, labels),
         columns=["setting", "label", "seed", answer.fact, answer.metric],
@@ -55,6 +57,7 @@ def fact_figure(study: Study, index: int) -> Drawing | None:
             for group, points in panels
             for point in points
         ],
+        tables=[groups_table(answer)],
     )
 
 

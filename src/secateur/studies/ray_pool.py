@@ -126,6 +126,6 @@ def _ray() -> Any:
         import ray.exceptions
     except ImportError as error:
         raise UsageError(
-            f"--ray needs Ray, which cannot be imported here ({error}); install it with pip install 'ray[default]', or leave --ray out."
+            f"--ray needs Ray, which cannot be imported here ({error}); install it with pip install ray, or leave --ray out."
         ) from error
     return ray
