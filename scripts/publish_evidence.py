@@ -3,8 +3,11 @@
     secateur study self-generated --out build/evidence/self-generated
     python scripts/publish_evidence.py build/evidence/* --out docs/results/evidence/reference
 
+    python scripts/publish_evidence.py --again docs/results/evidence/*/*
+
 Of every study it writes ``OUT/NAME`` (the study file, ``answers.json``, ``results.parquet``, ``cost.json``, the main table, the
-figures of what was declared, and in ``facts.csv`` what a correlation knew of the sets), and then ``OUT/README.md`` of all that are there, after what ``OUT/about.md`` says.
+figures of what was declared, and in ``facts.csv`` what a correlation knew of the sets), and then ``OUT/README.md`` of all that are there, after what ``OUT/about.md`` says. ``--again`` derives the answers of what was published before from the published results,
+as the comparisons are made now; correlations whose facts were not published are left out.
 """
 
 from __future__ import annotations
@@ -13,8 +16,11 @@ import argparse
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from secateur.reports.drawing import Drawing, standalone
 from secateur.reports.study_answer_figures import answer_figure
@@ -26,6 +32,9 @@ from secateur.reports.study_score_figures import curve_figures, score_figure
 from secateur.reports.study_scores import compared_axis, score_table
 from secateur.reports.study_tables import markdown_table
 from secateur.studies.files import study_names, study_text
+from secateur.studies.results import answers_of
+from secateur.studies.study_file import load_study
+from secateur.studies.table import Row
 
 KEPT = ("study.yaml", "results.parquet")
 FACTS = "facts.csv"
@@ -46,10 +55,7 @@ def published(study: Study, final: Path) -> None:
         shutil.copyfile(study.folder / name, target / name)
     answers = json.loads((study.folder / ANSWERS).read_text(encoding="utf-8"))
     write_facts(study, answers, target / FACTS)
-    for group in (group for answer in answers for group in answer["groups"]):
-        group.pop("pairs", None)  # they follow from the results
-        group.pop("points", None)
-    (target / ANSWERS).write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
+    write_answers(answers, target / ANSWERS)
     across = compared_axis(study)
     (target / TABLE).write_text(markdown_table(score_table(study, study.facts.metric.name, across)), encoding="utf-8")
     for drawing in drawings(study):
@@ -77,6 +83,43 @@ def write_facts(study: Study, answers: list[dict[str, Any]], path: Path) -> None
     if rows:
         with path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([[*axes, "seed", "fact", "value"], *rows])
+
+
+def derived_again(part: Path) -> None:
+    """The answers of a published study, from its results."""
+    study = load_study(str(part / "study.yaml"))
+    facts = (part / FACTS).exists()
+    kept = [number for number, one in enumerate(study.comparisons) if facts or one.kind != "correlation"]
+    for number in set(range(len(study.comparisons))) - set(kept):
+        for name in ("answer", "facts"):
+            (part / f"{name}-{number + 1}.svg").unlink(missing_ok=True)
+    study = replace(study, comparisons=[study.comparisons[number] for number in kept])
+    write_answers(answers_of(study, published_rows(part, list(study.spec.axes))), part / ANSWERS)
+    told = _told(part) | {"comparisons": len(kept)}
+    (part / COST).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def published_rows(part: Path, axes: list[str]) -> list[Row]:
+    """The cells of ``results.parquet``, without the controls, with the facts of their sets."""
+    values: dict[tuple[tuple[str, ...], int], dict[str, float]] = {}
+    for row in pq.read_table(part / "results.parquet").to_pylist():
+        if not row["control"]:
+            own = values.setdefault((tuple(row[axis] for axis in axes), row["seed"]), {})
+            own |= {} if row["value"] is None else {row["metric"]: row["value"]}
+    facts: dict[tuple[tuple[str, ...], int], dict[str, float]] = {}
+    if (part / FACTS).exists():
+        with (part / FACTS).open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                own = facts.setdefault((tuple(row[axis] for axis in axes), int(row["seed"])), {})
+                own[row["fact"]] = float(row["value"])
+    return [Row(labels, seed, found, facts.get((labels, seed), {})) for (labels, seed), found in values.items()]
+
+
+def write_answers(answers: list[dict[str, Any]], path: Path) -> None:
+    for group in (group for answer in answers for group in answer["groups"]):
+        group.pop("pairs", None)  # they follow from the results
+        group.pop("points", None)
+    path.write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
 
 
 def drawings(study: Study) -> list[Drawing]:
@@ -131,7 +174,7 @@ def _section(part: Path) -> list[str]:
         lines.append(f"- *{answer['question']}* **{answer['verdict']}**: {answer['sentence']}")
     lines += [
         "",
-        f"![{part.name}]({part.name}/answer-1.svg)",
+        f"![{part.name}]({part.name}/{min(part.glob('answer-*.svg')).name})",
         "",
         (part / TABLE).read_text(encoding="utf-8").strip(),
         "",
@@ -143,9 +186,19 @@ def _section(part: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--title", default="Evidence on the bundled model")
     asked = parser.parse_args()
+    if asked.again:
+        for part in (part for part in asked.folders if (part / COST).exists()):
+            derived_again(part)
+        for out in {part.parent for part in asked.folders}:
+            title = (out / README).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+            (out / README).write_text(readme(out, title), encoding="utf-8")
+        return
+    if asked.out is None:
+        parser.error("--out is needed: the folder to publish into.")
     for folder in asked.folders:
         published(read_study(folder), asked.out / folder.resolve().name)
     (asked.out / README).write_text(readme(asked.out, asked.title), encoding="utf-8")

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from conftest import CONFIGS, save_model, tiny_tokenizer
+from secateur.cli.ls import CONTENTS
 from secateur.cli.main import COMMANDS, main
 from secateur.models.checkpoint import Checkpoint
 from secateur.pipeline.store import read_manifest
@@ -40,14 +41,10 @@ def prune(run, llama, text_file):
 
 
 def test_help_and_lists_need_no_torch():
-    code = "import sys; from secateur.cli.main import main; main({}); assert not {{'torch', 'transformers'}} & set(sys.modules)"
-    commands = [
-        ["--help"],
-        ["--version"],
-        *(["ls", what] for what in ("methods", "sources", "filters", "allocations", "recipes")),
-    ]
-    for arguments in commands:
-        subprocess.run([sys.executable, "-c", code.format(arguments)], check=True, capture_output=True)
+    commands = [["--help"], ["--version"], ["ls"], *(["ls", what] for what in CONTENTS)]
+    code = "import sys; from secateur.cli.main import main\n"
+    code += f"for one in {commands}: assert main(one) == 0 and not {{'torch', 'transformers'}} & set(sys.modules), one"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
@@ -151,8 +148,9 @@ def test_evaluate_knows_the_dense_model(run, prune, text_file, tmp_path):
 
 
 def test_inspect_check_and_runs(run, prune, tmp_path, llama):
-    prune("--pattern", "2:4", "--out", tmp_path / "a")
-    code, printed, _ = run("inspect", tmp_path / "a")
+    out = tmp_path / "store" / "pruned" / "a"
+    prune("--pattern", "2:4", "--out", out)
+    code, printed, _ = run("inspect", out)
     assert code == 0
     assert re.search(r"up_proj +2 +4,096 +50\.00% +2:4", printed)
     kinds = json.loads(run("inspect", llama, "--json")[1])["kinds"]
@@ -162,15 +160,139 @@ def test_inspect_check_and_runs(run, prune, tmp_path, llama):
     code, printed, _ = run("check", recipe)
     assert code == 0
     assert "sparsegpt, 2:4, sparsity 0.5" in printed
-    assert "calibration" in run("ls", "runs")[1]
+    code, printed, _ = run("ls", "runs")
+    rows = {row.split()[0]: row for row in printed.splitlines()[2:]}
+    assert {"calibration", "evaluation"} <= rows.keys()
+    assert "self, 6 samples" in rows["calibration"]
+    assert re.search(r" \d{4}-\d\d-\d\d \d\d:\d\d  ", rows["calibration"])
+    found = json.loads(run("ls", "runs", "--json")[1])
+    assert [row["finished"] for row in found] == sorted((row["finished"] for row in found), reverse=True)
+    pruned = next(row for row in found if row["kind"] == "pruned")
+    assert pruned["what"] == f"{llama}, wanda, 2:4"
+    measured = [row["what"].partition(" on ")[0] for row in found if row["kind"] == "evaluation"]
+    assert sorted(measured) == sorted([str(llama), "a"])
+
+
+def test_a_calibration_set_in_short(run, llama, tmp_path):
+    run("generate", llama, *SMALL, "--calibration", "random-tokens", "--out", tmp_path / "set")
+    code, printed, _ = run("inspect", tmp_path / "set")
+    assert code == 0
+    assert re.search(r"samples +6 of 24 tokens from 'random-tokens'", printed)
+    assert len(printed.splitlines()) < 10
+    assert json.loads(run("inspect", tmp_path / "set", "--json")[1]) == read_manifest(tmp_path / "set")
+
+
+@pytest.mark.parametrize("what", list(CONTENTS))
+def test_all_that_is_said_to_be_listed_is(run, what):
+    code, printed, _ = run("ls", what)
+    assert code == 0
+    assert printed
+    assert what in COMMANDS["ls"]
+    assert what in run("ls")[1]
 
 
 def test_a_dry_run_runs_nothing(prune, tmp_path):
     code, printed, _ = prune("--dry-run", "--out", tmp_path / "a")
     assert code == 0
     assert "Nothing was run" in printed
+    assert "pruning alone" in printed
+    assert "making the calibration set and measuring come on top" in printed
     assert not (tmp_path / "a").exists()
     assert not list((tmp_path / "store").glob("**/*.jsonl"))
+
+
+def test_a_dry_run_of_a_set_or_an_evaluation_says_whether_it_is_there(run, llama, text_file):
+    for command, made in (
+        (["generate", llama, *SMALL, "--calibration", "random-tokens"], "6 samples of 24 tokens from 'random-tokens'"),
+        (["evaluate", llama, *SMALL, "--text", text_file], "concat-32"),
+    ):
+        code, printed, _ = run(*command, "--dry-run")
+        assert code == 0
+        assert made in printed
+        assert "to be made" in printed
+        assert "Nothing was run" in printed
+        assert run(*command, "-q")[0] == 0
+        assert "there already" in run(*command, "--dry-run")[1]
+        found = json.loads(run(*command, "--dry-run", "--json")[1])
+        assert [one["ready"] for one in (found if isinstance(found, list) else [found])] == [True]
+
+
+def test_samples_and_length_are_flags_of_prune_too(run, llama, text_file):
+    flags = ["--samples", 5, "--length", 20, "--set", f"evaluation.text={text_file}"]
+    found = json.loads(run("prune", llama, *flags, "--dry-run", "--json")[1])["calibration"]["spec"]
+    assert (found["samples"], found["length"]) == (5, 20)
+
+
+@pytest.mark.parametrize("command", ["prune", "generate", "evaluate", "mix", "recommend"])
+def test_no_model_is_taken_unasked(run, command):
+    code, printed, errors = run(command)
+    assert (code, printed) == (2, "")
+    assert f"Which model? `secateur {command} reference`" in errors
+    assert "The recipe 'quick' names none" in run(command, "--recipe", "quick")[2]
+
+
+def test_a_model_may_be_named_in_a_recipe(run, tmp_path):
+    own = tmp_path / "r.yaml"
+    own.write_text("calibration: {samples: 2, length: 16, source: random-tokens}\n")
+    for arguments in (["reference", "--recipe", "quick"], [own], ["--recipe", own], ["--set", "model=reference"]):
+        code, printed, errors = run("generate", *arguments, "--dry-run")
+        assert code == 0, errors
+        assert re.search("model +reference", printed)
+
+
+def test_what_is_left_out_is_said_as_the_help_says_it(run, capsys):
+    for command, needed in {
+        "inspect": "TARGET",
+        "profile": "SETS",
+        "export": "SET",
+        "report": "DIR",
+        "check": "RECIPE",
+        "import": "DATA",
+    }.items():
+        assert main([command]) == 2
+        assert capsys.readouterr().err == (
+            f"error: `secateur {command}` needs {needed}: `secateur {command} --help` shows how.\n"
+        )
+        assert main([command, "--help"]) == 0
+        assert f"{needed} " in capsys.readouterr().out
+    assert main(["export", "set"]) == 2
+    assert "`secateur export` needs --out:" in capsys.readouterr().err
+    code, _, errors = run("study")
+    assert code == 2
+    assert "quick, " in errors
+
+
+def test_an_option_that_is_a_value_of_the_recipe(run):
+    errors = run("generate", "reference", "--temperature", 1)[2]
+    assert "--set calibration.generation.temperature=VALUE" in errors
+    assert "--set evaluation.limit=VALUE" in run("prune", "reference", "--limit=3")[2]
+    assert "--set" not in run("inspect", "reference", "--temperature", 1)[2]
+    assert "Did you mean --sparsity?" in run("prune", "reference", "--sparsty", 1)[2]
+
+
+@pytest.mark.parametrize("name", ["refrence", "no-such-org/no-such-model"])
+def test_a_model_that_is_none(run, monkeypatch, name):
+    import huggingface_hub
+
+    def fail(*_args, **_options):
+        raise OSError("Got: ConnectError: no name\nAn error happened while trying to locate the files. Please check.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    code, _, errors = run("generate", name, "--dry-run")
+    assert code == 2
+    assert f"There is no folder '{name}'" in errors
+    assert ("did you mean 'reference' (the bundled model)?" in errors) == (name == "refrence")
+    assert "As a Hub id it could not be fetched: ConnectError: no name. Check" in errors
+    assert "Please check" not in errors
+
+
+def test_a_pruned_model_is_no_calibration_data(run, prune, llama, tmp_path):
+    prune("--method", "magnitude", "--set", "evaluation.enabled=false", "--out", tmp_path / "pruned")
+    for command in ("prune", "generate"):
+        code, _, errors = run(command, llama, *SMALL, "--calibration", tmp_path / "pruned")
+        assert code == 2
+        assert "is a pruned model, neither text nor a calibration set" in errors
+    assert f"{llama} is a model, neither" in run("generate", llama, "--calibration", llama)[2]
 
 
 BAD = {
@@ -191,7 +313,11 @@ BAD = {
     "too short samples": (["--set", "calibration.length=3"], "leave nothing to generate"),
     "offline corpus": (["--calibration", "no-such-org/no-such-set"], "give a local file"),
     "bad protocol": (["--set", "evaluation.protocol=concat32"], "no perplexity protocol"),
-    "missing evaluation text": (["--set", "evaluation.text=nothing.txt"], "There is no file or folder"),
+    "missing evaluation text": (
+        ["--set", "evaluation.text=nothing.txt"],
+        "There is no file or folder nothing.txt, which was named as the text to measure on (evaluation.text)",
+    ),
+    "missing prefixes": (["--set", "calibration.generation.prefixes=nothing.txt"], "named as text (for prefixes,"),
     "unknown device": (["--device", "gpu"], "There is no device 'gpu'"),
     "unknown skip": (["--set", "pruning.skip=[foo]"], "matches no linear"),
     "unknown flag": (["--sparsty", "0.5"], ""),

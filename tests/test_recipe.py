@@ -52,6 +52,21 @@ def test_recipes_that_cannot_be_used(written, text, words):
         load_recipe(written(text))
 
 
+def test_errors_name_what_was_found_briefly(written):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written("model: {a: b}\ncalibration:\n  mixture: [{sorce: self}]\npruning:\n  sparsty: 0.5"))
+    said = str(caught.value)
+    assert "line 5: there is no key 'pruning.sparsty'; did you mean 'sparsity'? " in said
+    assert said.index("no key") < said.index(
+        "line 1: model: Input should be a valid string, found a group of settings."
+    )
+    assert "{" not in said
+    assert "Field required" not in said
+    assert "?." not in said
+    with pytest.raises(RecipeError, match=r"the key 'calibration\.mixture\.0\.source' is missing"):
+        load_recipe(written("calibration: {mixture: [{weight: 1.0}]}"))
+
+
 def test_recipes_that_are_not_there(tmp_path):
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(str(tmp_path / "none.yaml"))

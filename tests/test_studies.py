@@ -439,6 +439,7 @@ def test_the_command_says_what_it_would_do_and_does_it(study_file, tmp_path, cap
         ({"path: pruning.method": "path: method"}, r"axis 'method' sets 'method', .* did you mean 'pruning\.method'"),
         ({"path: pruning.method": "path: pruning.pattern.name"}, "pruning.pattern is a value, not a group"),
         ({"metrics: [kl]": "metric: perplexty"}, "line 16: There is no metric 'perplexty'; did you mean 'perplexity'"),
+        ({"repeats: 3": "repeat: 3"}, r"^\S+study\.yaml, line 14: there is no key 'repeat'; did you mean 'repeats'\?$"),
         (
             {"metrics: [kl]": "metriks: [kl]"},
             r"study\.yaml, line 16: there is no key 'metriks'; did you mean 'metrics'",

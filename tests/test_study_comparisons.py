@@ -171,7 +171,7 @@ def test_noise_that_grows_is_no_range_that_grows(effect):
         assert found["low"] > 0  # the range itself grows
         verdicts.append(found["verdict"])
         if verdicts[-1] == "undecided":
-            assert "undecided that it grows, for what is beyond the noise does not for sure." in found["sentence"]
+            assert "undecided whether it grows, for what is beyond the noise does not for sure." in found["sentence"]
     assert verdicts.count("supported") <= 2
     assert found["beyond_noise"]["low"] < found["beyond_noise"]["high"]
     first = found["groups"][0]["levels"][0]

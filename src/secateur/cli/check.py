@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from secateur.cli.common import Output
+from secateur.cli.common import Output, check_evaluation_text
+
+NOTHING_RUN = "Nothing was run. Everything that can be checked beforehand is in order."
 
 
 def check(
@@ -39,6 +41,8 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
     from secateur.pipeline.store import read_manifest
 
     quiet_transformers()
+    if recipe.evaluation.enabled:
+        check_evaluation_text(recipe)
     plan = plan_run(recipe, out)
     model, stage = plan.model, plan.pruning
     weights = sum(linear.inputs * linear.outputs for linear in _linears(stage))
@@ -62,10 +66,10 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
     elif plan.existing_set:
         manifest = read_manifest(plan.existing_set) or {}
         found["calibration"] = {"spec": manifest["spec"], "folder": str(plan.existing_set), "ready": True}
-    found["evaluation"] = {"tasks": _tasks(recipe)}
+    found["evaluation"] = {"tasks": _tasks(recipe) if recipe.evaluation.enabled else []}
     expected = _forecast(plan, out or common.store)
     found["expected"] = {"peak_bytes": expected.peak_bytes, "seconds": expected.seconds}
-    found["expected"] |= {"memory": expected.memory, "time": expected.time}
+    found["expected"] |= {"memory": expected.memory, "time": expected.time, "left_out": _left_out(found, recipe)}
     if common.json:
         print_json(found)
         return 0
@@ -82,13 +86,80 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
         print_line("calibration  none needed")
     if found["evaluation"]["tasks"]:
         print_line(f"evaluation   tasks {', '.join(found['evaluation']['tasks'])}, all there")
-    print_line(f"expected     {expected.sentence()}")
+    print_line(f"expected     {_expected(expected.sentence(), found['expected']['left_out'])}")
     if common.verbose:
         for name, size in expected.memory.items():
             print_line(f"  {name:24} {size / 2**20:10,.0f} MiB")
         for name, seconds in expected.time.items():
             print_line(f"  {name:24} {seconds:10,.1f} s")
-    print_line("Nothing was run. Everything that can be checked beforehand is in order.")
+    print_line(NOTHING_RUN)
+    return 0
+
+
+def _left_out(found: dict[str, Any], recipe: Any) -> list[str]:
+    """What a run does besides pruning, which is not forecast."""
+    left = ["measuring"] if recipe.evaluation.enabled else []
+    return ["making the calibration set", *left] if found["calibration"] and not found["calibration"]["ready"] else left
+
+
+def _expected(sentence: str, left_out: list[str]) -> str:
+    if not left_out:
+        return sentence
+    return f"pruning alone: {sentence}; {' and '.join(left_out)} come{'' if len(left_out) > 1 else 's'} on top"
+
+
+def describe_set(recipe: Any, common: Output, out: Path | None) -> int:
+    """The calibration set that ``recipe`` asks for, and whether it is there; nothing is made."""
+    from secateur.cli.console import print_json, print_line
+    from secateur.models.loading import quiet_transformers
+    from secateur.pipeline.calibrate import plan_calibration
+    from secateur.pipeline.store import finished
+
+    quiet_transformers()
+    stage = plan_calibration(recipe)
+    folder = out or stage.folder(common.store)
+    ready = finished(folder, stage.spec)
+    if common.json:
+        print_json({"spec": stage.spec, "folder": str(folder), "ready": ready})
+        return 0
+    spec = stage.spec
+    print_line(f"model        {stage.model.name}")
+    print_line(f"calibration  {spec['samples']} samples of {spec['length']} tokens from {spec['source']!r}")
+    print_line(f"folder       {folder}, {'there already' if ready else 'to be made'}")
+    print_line(NOTHING_RUN)
+    return 0
+
+
+def describe_evaluations(recipe: Any, against: str | None, common: Output) -> int:
+    """What would be measured, on what, and which scores are there; nothing is measured."""
+    from secateur.api import plan_evaluations
+    from secateur.cli.console import print_json, print_line
+    from secateur.models.loading import quiet_transformers
+    from secateur.pipeline.store import finished
+
+    quiet_transformers()
+    stages = plan_evaluations(recipe, against)
+    found = []
+    for stage in stages:
+        folder = stage.folder(common.store)
+        place = {"folder": str(folder), "ready": finished(folder, stage.spec)}
+        found.append({"model": stage.model.name, "spec": stage.spec, **place})
+    if common.json:
+        print_json(found)
+        return 0
+    first = stages[0]
+    print_line(f"model        {first.model.name}")
+    if len(stages) > 1:
+        print_line(f"dense        {stages[1].model.name}, measured too, and compared with")
+    limit = f", {first.limit} windows or documents at most" if first.limit else ""
+    print_line(f"text         {first.source.name}, {first.protocol}{limit}")
+    if tasks := _tasks(recipe):
+        print_line(f"tasks        {', '.join(tasks)}")
+    for one in found:
+        print_line(
+            f"scores       of {one['model']}: {'there already' if one['ready'] else 'to be made'}, {one['folder']}"
+        )
+    print_line(NOTHING_RUN)
     return 0
 
 
@@ -96,7 +167,7 @@ def _tasks(recipe: Any) -> list[str]:
     """The evaluation's tasks by name, groups taken apart; planning the run has checked that they can be had."""
     from secateur.pipeline.evaluation_tasks import task_names
 
-    return task_names(recipe.evaluation) if recipe.evaluation.enabled else []
+    return task_names(recipe.evaluation)
 
 
 def _forecast(plan: Any, place: Path) -> Any:
@@ -142,7 +213,7 @@ def describe_study(plan: Any, common: Output, out: Path | None) -> int:
             error = f": {cell['error']}" if "error" in cell else ""
             print_line(f"  {name.replace('_', ' '):8} {cell['cell']}  {cell['said']}{error}")
     print_line(f"expected     {found['expected']['sentence']}")
-    print_line("Nothing was run. Everything that can be checked beforehand is in order.")
+    print_line(NOTHING_RUN)
     return 0
 
 

@@ -52,8 +52,9 @@ class Common(Output):
     seed: Annotated[int | None, Parameter(help="Decides the calibration draw.")] = None
     dry_run: Annotated[bool, Parameter(help="Check everything and say what would be done.", negative=())] = False
 
-    def load(self, model: str | None, overrides: Mapping[str, Any]) -> Any:
-        """The recipe: its file (MODEL may be one), then the flags, then --set."""
+    def load(self, model: str | None, overrides: Mapping[str, Any], command: str | None = None) -> Any:
+        """The recipe: its file (MODEL may be one), then the flags, then --set. ``command``: one that cannot do without a
+        model; raises ``UsageError`` if none is named."""
         from secateur.pipeline.recipe_file import is_recipe, load_recipe
 
         name = self.recipe
@@ -61,4 +62,22 @@ class Common(Output):
             if name is not None:
                 raise UsageError(f"Two recipes were given, {model} and {name}; give one.")
             name, model = model, None
-        return load_recipe(name, self.set_, {"model": model, "device": self.device, "seed": self.seed, **overrides})
+        flags = {"model": model, "device": self.device, "seed": self.seed}
+        recipe = load_recipe(name, self.set_, {**flags, **overrides})
+        # A file of one's own may leave the model at its default; a command alone would begin a long run nobody asked for.
+        if command and "model" not in recipe.model_fields_set and not (name and is_recipe(name)):
+            none = f" The recipe {name!r} names none." if name else ""
+            raise UsageError(
+                f"Which model?{none} `secateur {command} reference` takes the bundled one; or give a folder, a Hub id such as "
+                "Qwen/Qwen3-0.6B, or a recipe file."
+            )
+        return recipe
+
+
+def check_evaluation_text(recipe: Any) -> None:
+    """Raise, saying which text it is, when the one to measure on cannot be had: planning knows texts only by name."""
+    from secateur.calibration.sources.resolve import resolve_text_source
+
+    spec = recipe.evaluation
+    if spec.text is not None:
+        resolve_text_source(spec.text, spec.text_key, spec.split, use="the text to measure on (evaluation.text)")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from secateur.cli.common import Common
+from secateur.cli.common import Common, check_evaluation_text
 
 
 def evaluate(
@@ -29,16 +29,15 @@ def evaluate(
 ) -> int:
     """Measure a model; a pruned one is compared with its dense model: perplexity, KL, Jensen-Shannon, top-1, tasks."""
     asked = {"evaluation.text": text, "evaluation.protocol": protocol, "evaluation.tasks": task or None}
-    recipe = common.load(model, {**asked, "evaluation.tasks_from": tasks_from})
+    recipe = common.load(model, {**asked, "evaluation.tasks_from": tasks_from}, "evaluate")
+    check_evaluation_text(recipe)
     from secateur.cli.console import print_json, print_line
     from secateur.cli.prune import score_lines
 
     if common.dry_run:
-        from secateur.api import plan_evaluations
+        from secateur.cli.check import describe_evaluations
 
-        stages = plan_evaluations(recipe, against)
-        print_json([{"spec": stage.spec, "folder": str(stage.folder(common.store))} for stage in stages])
-        return 0
+        return describe_evaluations(recipe, against, common)
 
     from secateur import api
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -20,17 +20,14 @@ def generate(
     common: Common = Common(),  # noqa: B008 - cyclopts fills it
 ) -> int:
     """Make a calibration set only: by default the model writes it itself, and the least likely fifth is dropped."""
-    recipe = common.load(
-        model, {"calibration.source": calibration, "calibration.samples": samples, "calibration.length": length}
-    )
+    asked = {"calibration.source": calibration, "calibration.samples": samples, "calibration.length": length}
+    recipe = common.load(model, asked, "generate")
     from secateur.cli.console import print_json, print_line
 
     if common.dry_run:
-        from secateur.pipeline.calibrate import plan_calibration
+        from secateur.cli.check import describe_set
 
-        stage = plan_calibration(recipe)
-        print_json({"spec": stage.spec, "folder": str(out or stage.folder(common.store))})
-        return 0
+        return describe_set(recipe, common, out)
 
     from secateur import api
 
@@ -39,15 +36,20 @@ def generate(
     if common.json:
         print_json({"folder": str(result.folder), "manifest": result.manifest})
         return 0
-    manifest, account = result.manifest, result.manifest["account"]
-    print_line(f"calibration set  {result.folder}")
-    print_line(
-        f"samples          {manifest['samples']} of {manifest['spec']['length']} tokens from {manifest['source']!r}"
-    )
+    for line in set_lines(result.folder, result.manifest):
+        print_line(line)
+    return 0
+
+
+def set_lines(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """A calibration set, for people."""
+    account, spec = manifest["account"], manifest["spec"]
+    lines = [f"calibration set  {folder}"]
+    lines.append(f"samples          {manifest['samples']} of {spec['length']} tokens from {manifest['source']!r}")
     if "generations" in account:
-        print_line(
+        lines.append(
             f"generations      {account['generations']}, of which {account['generations_dropped']} were dropped and "
             f"{account['generations_ended_by_model']} ended by the model; {account['tokens_generated']:,} tokens "
             f"in {manifest['phases']['generate']['seconds']:.1f} s"
         )
-    return 0
+    return lines

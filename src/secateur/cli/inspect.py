@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from secateur.cli.common import Output
+from secateur.pipeline.store import DIGEST_SHOWN
 
 
 def inspect_(
@@ -20,7 +21,11 @@ def inspect_(
     from secateur.pipeline.store import read_manifest
 
     manifest = read_manifest(Path(target)) if Path(target).is_dir() else None
-    if manifest and manifest.get("kind") != "pruned":
+    if manifest and manifest["kind"] == "calibration" and not common.json:
+        for line in _set_lines(Path(target), manifest):
+            print_line(line)
+        return 0
+    if manifest and manifest["kind"] != "pruned":
         print_json(manifest)
         return 0
     found = _measure(target)
@@ -42,6 +47,23 @@ def inspect_(
     print_table(["linear", "count", "weights", "zeros", "pattern held"], rows)
     print_line(f"zeros among the weights of all linears in blocks: {found['sparsity']:.2%}")
     return 0
+
+
+def _set_lines(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """A calibration set in short: what it holds, what it was made from and for, and what is odd about it."""
+    from secateur.cli.generate import set_lines
+    from secateur.cli.runs import minute
+
+    spec = manifest["spec"]
+    lines = set_lines(folder, manifest)
+    lines.append(f"tokens           {manifest['tokens']:,} in all; set {manifest['set_digest'][:DIGEST_SHOWN]}")
+    lines.append(f"made for         {manifest['model']['name']}")
+    if "packing" in spec:
+        filters = ", ".join(one["name"] for one in spec.get("own_filters") or spec["filters"] or []) or "none"
+        lines.append(f"drawn            packing {spec['packing']}, filters {filters}, seed {manifest['seed']}")
+    lines.append(f"finished         {minute(manifest['finished'])}, Secateur {manifest['secateur']}")
+    lines += [f"warning          {warning}" for warning in manifest.get("warnings", [])]
+    return [*lines, "The whole manifest: --json."]
 
 
 def _measure(target: str) -> dict[str, Any]:

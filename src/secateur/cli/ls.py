@@ -8,30 +8,50 @@ from cyclopts import Parameter
 
 from secateur.cli.common import Output
 
+What = Literal[
+    "methods",
+    "sources",
+    "filters",
+    "selections",
+    "styles",
+    "engines",
+    "allocations",
+    "recipes",
+    "studies",
+    "tasks",
+    "runs",
+]
+CONTENTS = {
+    "methods": "which weights go, and what becomes of the rest",
+    "sources": "where calibration text comes from",
+    "filters": "what stays out of a calibration set",
+    "selections": "how samples are chosen from a pool",
+    "styles": "what a model is given to start its own text with",
+    "engines": "what lets a model write",
+    "allocations": "how sparsity is spread over a model",
+    "recipes": "recipes that come with the package",
+    "studies": "studies that come with the package",
+    "tasks": "tasks to measure a model on; others are lm-eval's",
+    "runs": "what the store holds: calibration sets, pruned models, evaluations, ...",
+}
+"""What each list is of."""
+
 
 def ls(
-    what: Annotated[
-        Literal[
-            "methods",
-            "sources",
-            "filters",
-            "selections",
-            "styles",
-            "engines",
-            "allocations",
-            "recipes",
-            "studies",
-            "runs",
-        ],
-        Parameter(help="What to list."),
-    ],
+    what: Annotated[What | None, Parameter(help="What to list; if left out, what can be listed.")] = None,
     *,
     common: Output = Output(),  # noqa: B008 - cyclopts fills it
 ) -> int:
-    """List methods, sources, filters, selections, styles, engines, allocations, recipes, studies, or runs."""
+    """List methods, sources, filters, selections, styles, engines, allocations, recipes, studies, tasks, or runs."""
     from secateur.cli.console import print_json, print_line, print_table
 
-    rows = _runs(common) if what == "runs" else _names(what)
+    if what == "runs":
+        from secateur.cli.runs import runs, shown
+
+        found = runs(common.store)
+        rows = found if common.json else shown(found)
+    else:
+        rows = _names(what) if what else [{"name": name, "what": summary} for name, summary in CONTENTS.items()]
     if common.json:
         print_json(rows)
     elif rows:
@@ -62,14 +82,3 @@ def _names(what: str) -> list[dict[str, Any]]:
     tables = {"methods": METHODS, "sources": SOURCES, "filters": FILTERS, "allocations": ALLOCATIONS}
     registry = (tables | {"selections": SELECTIONS, "styles": STYLES, "engines": ENGINES, "tasks": TASKS})[what]
     return [{"name": entry.name, "what": entry.summary} for entry in registry.entries().values()]
-
-
-def _runs(common: Output) -> list[dict[str, Any]]:
-    from secateur.pipeline.store import read_manifest
-
-    found = []
-    for folder in sorted(path for path in common.store.glob("*/*") if path.is_dir()):
-        manifest = None if folder.name.startswith(".") else read_manifest(folder)
-        kind, finished = (manifest["kind"], manifest["finished"]) if manifest else ("unfinished", "-")
-        found.append({"kind": kind, "finished": finished, "folder": str(folder)})
-    return found

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnknownOptionError
 
 from secateur import __version__
 
@@ -25,7 +25,7 @@ COMMANDS = {
     "study": "Run a study: prune and evaluate every cell of its axes with every seed, and answer its question.",
     "report": "Make one page of what studies found.",
     "check": "Check a recipe against its model and say what it would do, without doing it.",
-    "ls": "List methods, sources, filters, selections, styles, engines, allocations, recipes, studies, or runs.",
+    "ls": "List methods, sources, filters, selections, styles, engines, allocations, recipes, studies, tasks, or runs.",
     "demo": "The main job on the bundled model, offline, as one table.",
 }
 
@@ -51,10 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         code = app(
-            list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, result_action="return_value"
+            list(sys.argv[1:] if arguments is None else arguments),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
         )
         return code if isinstance(code, int) else 0
-    except CycloptsError:
+    except CycloptsError as error:
+        print_error(misuse(error))
         return 2
     except SecateurError as error:
         print_error(str(error))
@@ -70,6 +74,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         print_error(f"{error.filename or 'The operating system'}: {error.strerror or error}.")
         return 2
+
+
+def misuse(error: CycloptsError) -> str:
+    """What was wrong with the arguments, as a sentence."""
+    error.verbose = False
+    said, command = str(error), " ".join(["secateur", *(error.command_chain or ())])
+    # Not its subclasses: they say how many values an option takes.
+    if type(error) is MissingArgumentError and error.argument is not None and not error.argument.tokens:
+        if error.keyword is None:
+            return f"`{command}` needs {_shown(error.argument)}: `{command} --help` shows how."
+    elif isinstance(error, UnknownOptionError) and any("--set" in one.names for one in error.argument_collection):
+        option = error.token.keyword or error.token.value
+        if paths := _settings(option):
+            uses = " or ".join(f"--set {path}=VALUE" for path in paths)
+            return f"Unknown option: {option}. It is a value of the recipe: use {uses}."
+    return said
+
+
+def _shown(argument: Any) -> str:
+    """What the help calls an argument: NAME for one that is told by its place, else its option."""
+    positional = argument.field_info.is_positional and argument.index is not None
+    return argument.name.lstrip("-").upper() if positional else argument.name
+
+
+def _settings(option: str) -> list[str]:
+    """The values of a recipe whose last name is that of an option that does not exist."""
+    from secateur.pipeline.recipe_file import known_paths
+
+    name = option.lstrip("-").partition("=")[0].replace("-", "_")
+    known = known_paths()
+    groups = {path.rpartition(".")[0] for path in known}
+    return [path for path in known if path.rpartition(".")[2] == name and path not in groups]
 
 
 class Terminated(KeyboardInterrupt):

@@ -39,7 +39,7 @@ def mix(
     Prunes with equal amounts, then with each source's amount three times larger and smaller, fits a power law to the
     validation losses, and says which weights it expects to be best at the asked size.
     """
-    recipe = common.load(model, {})
+    recipe = common.load(model, {}, "mix")
     from secateur.cli.console import print_json
     from secateur.pipeline.mixing import plan_mixture
     from secateur.pipeline.mixing_plan import Search

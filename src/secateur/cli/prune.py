@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from secateur.cli.common import Common
+from secateur.cli.common import Common, check_evaluation_text
 
 if TYPE_CHECKING:
     from secateur.api import Result
@@ -22,6 +22,8 @@ def prune(
     pattern: Annotated[str | None, Parameter(help="unstructured, or N:M such as 2:4 (keep 2 of every 4).")] = None,
     sparsity: Annotated[float | None, Parameter(help="Share of weights to set to zero.")] = None,
     calibration: Annotated[str | None, Parameter(help="self, a source by name, a file, or a Hub data set.")] = None,
+    samples: Annotated[int | None, Parameter(help="How many, of calibration data.")] = None,
+    length: Annotated[int | None, Parameter(help="Tokens of each.")] = None,
     out: Annotated[Path | None, Parameter(help="Folder for the pruned model; the store, if left out.")] = None,
     common: Common = Common(),  # noqa: B008 - cyclopts fills it
 ) -> int:
@@ -37,7 +39,10 @@ def prune(
             "pruning.pattern": pattern,
             "pruning.sparsity": sparsity,
             "calibration.source": calibration,
+            "calibration.samples": samples,
+            "calibration.length": length,
         },
+        "prune",
     )
     if common.dry_run:
         from secateur.cli.check import describe
@@ -49,6 +54,8 @@ def prune(
     from secateur.pruning.workers import Workers
 
     try:
+        if recipe.evaluation.enabled:
+            check_evaluation_text(recipe)
         with common.reporter() as reporter:
             result = api.prune(recipe, out, common.store, reporter)
     except SecateurError as error:

@@ -28,7 +28,7 @@ def recommend(
 ) -> int:
     """Rank sources of calibration data for a model, by what proved predictive of the pruned model's quality, before
     anything is pruned: how sure that is, and why."""
-    recipe = common.load(model, {})
+    recipe = common.load(model, {}, "recommend")
     from secateur.cli.console import print_json
     from secateur.pipeline.recommend import plan_recommendation
 

@@ -16,8 +16,8 @@ from secateur.cli.common import Output
 
 def study(
     target: Annotated[
-        str, Parameter(name="study", help="A study file, or the name of one that comes with the package.")
-    ],
+        str | None, Parameter(name="study", help="A study file, or the name of one that comes with the package.")
+    ] = None,
     *,
     out: Annotated[Path | None, Parameter(help="Folder for results and answers; one in the store.")] = None,
     workers: Annotated[
@@ -35,19 +35,24 @@ def study(
     common: Output = Output(),  # noqa: B008 - cyclopts fills it
 ) -> int:
     """Run a study: prune and evaluate every cell of its axes with every seed, and answer its question."""
-    from secateur.cli.check import describe_study
     from secateur.cli.console import print_json, print_line
     from secateur.errors import UsageError
+    from secateur.studies.files import study_names
+
+    if target is None:
+        raise UsageError(f"Which study? Give a file, or one that comes with the package: {', '.join(study_names())}.")
+    if workers is not None and (workers < 0 or (ray is not None and workers == 0)):
+        raise UsageError(f"--workers is a number of processes, 0 for this one alone (not with --ray); found {workers}.")
     from secateur.models.loading import quiet_transformers
     from secateur.studies.plan import plan_study
     from secateur.studies.run import run_study
     from secateur.studies.study_file import load_study
 
-    if workers is not None and (workers < 0 or (ray is not None and workers == 0)):
-        raise UsageError(f"--workers is a number of processes, 0 for this one alone (not with --ray); found {workers}.")
     quiet_transformers()
     plan = plan_study(load_study(target, set_ or [], device))
     if dry_run:
+        from secateur.cli.check import describe_study
+
         return describe_study(plan, common, out)
     command = shlex.join(["secateur", *sys.argv[1:]])
     with _reporter(common) as reporter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 
@@ -9,6 +10,22 @@ from secateur.errors import ModelError
 
 REFERENCE = "reference"
 """The name of the bundled model."""
+
+DECIDING_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+"""Files besides the weights that can change what a model reads or writes."""
+
+LONGEST_REASON = 160
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -32,10 +49,16 @@ def locate_model(name: str, revision: str | None = None) -> Path:
         return folder
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise ModelError(
-            f"There is no model folder {folder}. MODEL is 'reference', a local folder with config.json and safetensors, "
-            "or a Hub id such as Qwen/Qwen3-0.6B."
+            f"There is no model folder {folder}{_meant(name)} MODEL is 'reference', a local folder with config.json and "
+            "safetensors, or a Hub id such as Qwen/Qwen3-0.6B."
         )
     return _download(name, revision)
+
+
+def _meant(name: str) -> str:
+    """The end of a sentence about a name that is none: the bundled model, if that is near."""
+    near = difflib.get_close_matches(name.lower(), [REFERENCE], cutoff=0.6)
+    return f"; did you mean {REFERENCE!r} (the bundled model)?" if near else "."
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -44,8 +67,19 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"The model {name!r} is neither a local folder nor could it be fetched from the Hub ({type(error).__name__}: "
-            f"{reason}). Check the name and the connection, give a local folder, or try the bundled model: 'reference'."
+            f"There is no folder {name!r}{_meant(name)} As a Hub id it could not be fetched: {_reason(error)}. Check the name "
+            "and the connection, give a local folder, or try the bundled model: 'reference'."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What kept a model from being fetched, without the Hub's advice."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return "the Hub gives it only to those who asked for access (and logged in with `hf auth login`)"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the Hub has no model of this name, or it is private"
+    first = re.split(r"[.:;]?\s*\n|\.\s|, and ", str(error).strip(), maxsplit=1)[0].removeprefix("Got: ").rstrip(".")
+    return (first or type(error).__name__)[:LONGEST_REASON]

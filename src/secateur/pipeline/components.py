@@ -20,25 +20,11 @@ from secateur.methods import METHODS
 from secateur.methods.base import Method
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.loading import MAX_LENGTH, max_positions
-from secateur.models.locate import REFERENCE, locate_model
+from secateur.models.locate import DECIDING_FILES, REFERENCE, locate_model
 from secateur.pipeline.recipe import Named, Recipe
 from secateur.pipeline.store import digest_of, file_digest
 from secateur.registry import Registry
 from secateur.settings import make
-
-DECIDING_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
-"""Files besides the weights that can change what a model reads or writes."""
 
 GENERATED_FILTERS = (Named.model_validate({"name": "perplexity", "drop": 0.2}),)
 

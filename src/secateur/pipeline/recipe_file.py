@@ -6,14 +6,14 @@ import difflib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from secateur.errors import RecipeError, UnknownNameError
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe import Named, Recipe
 from secateur.pipeline.recipes import recipe_names, recipe_text
 from secateur.registry import suggestion
 
@@ -130,21 +130,49 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def explain(error: ValidationError, where: str, lines: Mapping[str, int], root: type[BaseModel] = Recipe) -> str:
-    """What pydantic found wrong with a file of the kind ``root``, as sentences with file, line and key."""
-    sentences = []
-    for problem in error.errors():
+    """What pydantic found wrong with a file of the kind ``root``, as sentences with file, line and key: unknown keys
+    first, and without the required ones that are only misspelt."""
+    problems = error.errors()
+    unknown = [[str(part) for part in one["loc"]] for one in problems if one["type"] == "extra_forbidden"]
+    sentences = [
+        f"{_place(path, where, lines)}: there is no key {'.'.join(path)!r}{ended(near_key(path, root))}"
+        for path in unknown
+    ]
+    for problem in problems:
         path = [str(part) for part in problem["loc"]]
-        key = ".".join(path)
-        line = lines.get(key)
-        place = f"{where}, line {line}" if line else where
-        if problem["type"] == "extra_forbidden":
-            sentences.append(f"{place}: there is no key {key!r}{near_key(path, root)}.")
-        else:
+        place, key = _place(path, where, lines), ".".join(path)
+        if problem["type"] == "missing":
+            if not any(path[:-1] == one[:-1] and _near(one[-1], path[-1:]) for one in unknown):
+                sentences.append(f"{place}: the key {key!r} is missing.")
+        elif problem["type"] != "extra_forbidden":
             message = problem["msg"].removeprefix("Value error, ")
             # Our own sentences say what was found; pydantic's do not.
-            found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}."
+            found = "" if problem["type"] == "value_error" else f", found {_found(problem['input'])}."
             sentences.append(f"{place}: {key}: {message}{found}")
     return " ".join(sentences)
+
+
+def _place(path: Sequence[str], where: str, lines: Mapping[str, int]) -> str:
+    line = lines.get(".".join(path))
+    return f"{where}, line {line}" if line else where
+
+
+def _found(value: Any) -> str:
+    """A value in a message; of groups and lists of them only what they are, as they may be the whole file."""
+    if isinstance(value, Mapping):
+        return "a group of settings"
+    if isinstance(value, list) and any(isinstance(entry, Mapping | list) for entry in value):
+        return "a list"
+    return repr(value)
+
+
+def ended(text: str) -> str:
+    """``text`` as the end of a sentence."""
+    return text if text.endswith("?") else f"{text}."
+
+
+def _near(name: str, known: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.5)
 
 
 def near_key(path: Sequence[str], root: type[BaseModel] = Recipe) -> str:
@@ -157,5 +185,29 @@ def near_key(path: Sequence[str], root: type[BaseModel] = Recipe) -> str:
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return ""
     known = list(model.model_fields)
-    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+    near = _near(path[-1], known)
     return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
+
+
+def known_paths(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted field of a recipe."""
+    found = []
+    for name, field in model.model_fields.items():
+        inner = inner_model(field.annotation)
+        found.append(f"{prefix}{name}")
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and not issubclass(inner, Named):
+            found += known_paths(inner, f"{prefix}{name}.")
+    return found
+
+
+def inner_model(annotation: Any) -> Any:
+    """The model class of a field that is one, or may be one."""
+    if isinstance(annotation, type):
+        return annotation
+    if get_origin(annotation) is list:
+        return None
+    return next((kind for kind in map(inner_model, get_args(annotation)) if _is_model(kind)), None)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

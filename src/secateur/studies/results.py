@@ -18,6 +18,7 @@ from secateur.studies.folder import StudyFolder
 from secateur.studies.overlaps import mask_overlaps
 from secateur.studies.plan import StudyPlan
 from secateur.studies.schema import COLUMNS
+from secateur.studies.study_file import Study
 from secateur.studies.table import Row, Table
 
 DONE, FAILED, MISSING = "done", "failed", "missing"
@@ -123,13 +124,17 @@ def observations(plan: StudyPlan, folder: StudyFolder) -> list[Row]:
 
 
 def answer(plan: StudyPlan, folder: StudyFolder) -> list[dict[str, Any]]:
-    """answers.json: every comparison on its metric, then on the study's further metrics; the primary one comes first."""
-    spec = plan.study.spec
+    """answers.json."""
+    return answers_of(plan.study, observations(plan, folder))
+
+
+def answers_of(study: Study, rows: list[Row]) -> list[dict[str, Any]]:
+    """Every comparison on its metric, then on the study's further metrics; the primary one comes first."""
+    spec, found = study.spec, []
     axes = {name: list(axis.labels) for name, axis in spec.axes.items()}
     numbers = {name: axis.numbers for name, axis in spec.axes.items()}
-    rows, found = observations(plan, folder), []
     for metric in spec.all_metrics:
-        for number, comparison in enumerate(plan.study.comparisons):
+        for number, comparison in enumerate(study.comparisons):
             own = comparison.metric or spec.metric
             if comparison.metric and metric != spec.metric:
                 continue

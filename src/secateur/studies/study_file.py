@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,8 +14,11 @@ from secateur.errors import RecipeError, UnknownNameError
 from secateur.pipeline.recipe import Named, Recipe
 from secateur.pipeline.recipe_file import (
     assign,
+    ended,
     explain,
+    inner_model,
     is_recipe,
+    known_paths,
     line_numbers,
     load_recipe,
     near_key,
@@ -165,34 +168,8 @@ def _check_path(path: str, what: str) -> None:
             near = near_key(parts[: depth + 1], Recipe)
             wide = difflib.get_close_matches(path, known_paths(), n=1, cutoff=0.6)
             hint = f"; did you mean {wide[0]!r}?" if wide else near
-            raise RecipeError(
-                f"{what}, but recipes have no field {'.'.join(parts[: depth + 1])!r}{hint}.".replace("?.", "?")
-            )
-        model = _inner(model.model_fields[part].annotation)
-
-
-def known_paths(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
-    """Every dotted field of a recipe."""
-    found = []
-    for name, field in model.model_fields.items():
-        inner = _inner(field.annotation)
-        found.append(f"{prefix}{name}")
-        if isinstance(inner, type) and issubclass(inner, BaseModel) and not issubclass(inner, Named):
-            found += known_paths(inner, f"{prefix}{name}.")
-    return found
-
-
-def _inner(annotation: Any) -> Any:
-    """The model class of a field that is one, or may be one."""
-    if isinstance(annotation, type):
-        return annotation
-    if get_origin(annotation) is list:
-        return None
-    return next((kind for kind in map(_inner, get_args(annotation)) if _is_model(kind)), None)
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+            raise RecipeError(f"{what}, but recipes have no field {'.'.join(parts[: depth + 1])!r}{ended(hint)}")
+        model = inner_model(model.model_fields[part].annotation)
 
 
 def _check_names(study: Study) -> None:

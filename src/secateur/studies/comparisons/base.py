@@ -112,8 +112,24 @@ def repeats(found: Estimate) -> str:
     return text + (f" in {found.settings} of {whole} settings; the others lack cells" if found.left_out else "")
 
 
+def that(verdict: str, claim: str) -> str:
+    """A verdict on a claim in words."""
+    return f"{verdict} {'whether' if verdict == UNDECIDED else 'that'} {claim}"
+
+
 def where_said(where: Mapping[str, str]) -> str:
     return ", ".join(f"{axis} {label}" for axis, label in where.items())
 
 
-__all__ = ["Claim", "Comparison", "Estimate", "confirmed", "counted", "judge", "overall", "repeats", "where_said"]
+__all__ = [
+    "Claim",
+    "Comparison",
+    "Estimate",
+    "confirmed",
+    "counted",
+    "judge",
+    "overall",
+    "repeats",
+    "that",
+    "where_said",
+]

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import norm, permutation_test, rankdata
 
 from secateur.errors import RecipeError
-from secateur.studies.comparisons.base import Claim, Comparison, counted, judge
+from secateur.studies.comparisons.base import Claim, Comparison, counted, judge, that
 from secateur.studies.intervals import LEVEL, RESAMPLES, Estimate
 from secateur.studies.table import Table
 
@@ -97,8 +97,8 @@ class Correlation(Comparison):
         interval = "no interval" if whole.low is None else f"95 % interval {whole.low:+.2f} to {whole.high:+.2f}"
         return (
             f"The rank correlation of {self.fact} with {table.metric} over {whole.n} labels of {self.axis} is {whole.mean:+.2f} "
-            f"({interval}, p {whole.p:.3f} by permutation; each label the mean of {seeds} seeds): {verdict} that more of it is "
-            f"{self.claim}."
+            f"({interval}, p {whole.p:.3f} by permutation; each label the mean of {seeds} seeds): "
+            f"{that(verdict, f'more of it is {self.claim}')}."
         )
 
     def _setting(self, table: Table, where: Mapping[str, str]) -> _Setting:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from secateur.errors import RecipeError
-from secateur.studies.comparisons.base import Comparison, Estimate, confirmed, counted, judge, overall, repeats
+from secateur.studies.comparisons.base import Comparison, Estimate, confirmed, counted, judge, overall, repeats, that
 from secateur.studies.intervals import estimate, jackknife
 from secateur.studies.ranges import beyond_noise
 from secateur.studies.table import Table
@@ -100,7 +100,7 @@ class Effects(Comparison):
         noisy = ", for what is beyond the noise of seeds does not for sure" if verdict != whole.verdict(1.0) else ""
         return (
             f"{table.metric} has a range of {shown[0]} and of {shown[1]}; the first less the second is {whole.mean:+.3g} "
-            f"{table.unit} ({interval}, {repeats(whole)}): {verdict} that {self.axis} matters more{noisy}."
+            f"{table.unit} ({interval}, {repeats(whole)}): {that(verdict, f'{self.axis} matters more')}{noisy}."
         )
 
 

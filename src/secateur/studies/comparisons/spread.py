@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from secateur.errors import RecipeError
-from secateur.studies.comparisons.base import Comparison, Estimate, confirmed, counted, judge, overall, repeats
+from secateur.studies.comparisons.base import Comparison, Estimate, confirmed, counted, judge, overall, repeats, that
 from secateur.studies.intervals import estimate, jackknife
 from secateur.studies.ranges import beyond_noise, noise
 from secateur.studies.table import Table
@@ -107,7 +107,7 @@ class Spread(Comparison):
         noisy = ", for what is beyond the noise does not for sure" if verdict != whole.verdict(1.0) else ""
         return (
             f"The range of {table.metric} over {self.axis} is {', '.join(means)}; it changes by {whole.mean:+.3g} {table.unit} "
-            f"per {per} of {self.along} ({interval}, {repeats(whole)}): {verdict} that it grows{noisy}."
+            f"per {per} of {self.along} ({interval}, {repeats(whole)}): {that(verdict, 'it grows')}{noisy}."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from secateur.errors import RecipeError
-from secateur.studies.comparisons.base import Claim, Comparison, counted, judge, overall, repeats
+from secateur.studies.comparisons.base import Claim, Comparison, counted, judge, overall, repeats, that
 from secateur.studies.intervals import estimate
 from secateur.studies.table import Table
 
@@ -64,8 +64,8 @@ class Trend(Comparison):
         return {
             "sentence": (
                 f"{table.metric} changes by {table.said(whole.mean)} per {step} "
-                f"({table.interval_said(whole.low, whole.high)}, {repeats(whole)}): {whole.verdict(sign)} that it gets "
-                f"{self.claim}.{counted(groups)}"
+                f"({table.interval_said(whole.low, whole.high)}, {repeats(whole)}): "
+                f"{that(whole.verdict(sign), f'it gets {self.claim}')}.{counted(groups)}"
             ),
             "verdict": whole.verdict(sign),
             "estimate": whole.mean,
