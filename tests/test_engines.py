@@ -205,9 +205,9 @@ def test_settings_of_vllm_that_make_no_sense(bad):
 
 
 @pytest.mark.parametrize("name", ["vllm", "ray"])
-def test_an_engine_whose_library_is_not_here_names_its_extra(llama, monkeypatch, name):
+def test_an_engine_whose_library_is_not_here_says_what_to_install(llama, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=rf"The engine {name} needs .*install secateur\[{name}\]"):
+    with pytest.raises(UsageError, match=rf"The engine {name} needs .*pip install {name}, or use"):
         ENGINES.load(name)().open(llama, "cpu", "auto")
 
 

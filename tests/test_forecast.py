@@ -201,8 +201,8 @@ def test_check_prints_the_forecast(llama, text_file, tmp_path, capsys):
     )
     assert check(str(recipe), common=Output(store=tmp_path / "store", verbose=True)) == 0
     printed = capsys.readouterr().out
-    assert "expected     peak memory about " in printed
-    assert "(this machine, measured now)" in printed
+    assert "expected     pruning alone: peak memory about " in printed
+    assert "(this machine, measured now); making the calibration set comes on top" in printed
     assert "  hidden states " in printed
     assert "  survey " in printed
     assert "to prune     14 linears" in printed

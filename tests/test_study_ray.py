@@ -91,7 +91,7 @@ def test_ray_that_cannot_be_had(monkeypatch, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"--ray needs Ray, .* install secateur\[ray\]"):
+    with pytest.raises(UsageError, match=r"--ray needs Ray, .* pip install ray, or leave"):
         RayPool("local", 1, tmp_path, print)
     assert InlinePool(tmp_path, print).room
 

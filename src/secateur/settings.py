@@ -23,8 +23,8 @@ def make(registry: Registry, name: str, settings: Mapping[str, Any]) -> Any:
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known) or 'none'}"
-            raise RecipeError(f"The {registry.kind} {name!r} has no setting {key!r}{hint}.")
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known) or 'none'}."
+            raise RecipeError(f"The {registry.kind} {name!r} has no setting {key!r}{hint}")
     types = get_type_hints(kind)
     for key, value in settings.items():
         try:
