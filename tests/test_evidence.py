@@ -7,38 +7,25 @@ import json
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from made_study import make_study
 from secateur.evaluation.metrics import HIGHER, better
 from secateur.studies.study_file import load_study
-from secateur.studies.table import Row, Table
+from secateur.studies.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = sorted(path.parent for path in (ROOT / "docs" / "results" / "evidence").glob("*/*/answers.json"))
 NUMBERS = ("estimate", "low", "high", "verdict", "sentence")
 
 
-def observed(folder: Path, axes: list[str]) -> list[Row]:
-    """The cells of ``results.parquet`` as comparisons see them, with the facts of their sets that were published."""
-    values: dict[tuple, dict[str, float]] = {}
-    for row in pq.read_table(folder / "results.parquet").to_pylist():
-        if not row["control"]:
-            own = values.setdefault((tuple(row[axis] for axis in axes), row["seed"]), {})
-            own |= {} if row["value"] is None else {row["metric"]: row["value"]}
-    facts = published_facts(folder / "facts.csv", axes)
-    return [Row(labels, seed, found, facts.get((labels, seed), {})) for (labels, seed), found in values.items()]
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import publish_evidence
 
-
-def published_facts(path: Path, axes: list[str]) -> dict[tuple, dict[str, float]]:
-    found: dict[tuple, dict[str, float]] = {}
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                own = found.setdefault((tuple(row[axis] for axis in axes), int(row["seed"])), {})
-                own[row["fact"]] = float(row["value"])
-    return found
+    yield publish_evidence
+    sys.modules.pop("publish_evidence", None)
 
 
 def test_both_models_have_evidence():
@@ -46,11 +33,11 @@ def test_both_models_have_evidence():
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_published_answers_follow_from_the_published_results(folder):
+def test_published_answers_follow_from_the_published_results(script, folder):
     spec = load_study(str(folder / "study.yaml"))
     axes = {name: list(axis.labels) for name, axis in spec.spec.axes.items()}
     numbers = {name: axis.numbers for name, axis in spec.spec.axes.items()}
-    rows = observed(folder, list(axes))
+    rows = script.published_rows(folder, list(axes))
     assert len(spec.spec.repeats) >= 10
     answers = json.loads((folder / "answers.json").read_text())
     assert (folder.parent / "README.md").read_text().count(answers[0]["sentence"]) == 1
@@ -67,15 +54,6 @@ def test_published_answers_follow_from_the_published_results(folder):
             assert group["p_adjusted"] == pytest.approx(other["p_adjusted"])
 
 
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import publish_evidence
-
-    yield publish_evidence
-    sys.modules.pop("publish_evidence", None)
-
-
 def test_a_finished_study_is_published_with_its_answers_cost_and_figures(script, tmp_path, monkeypatch):
     made, out = make_study(tmp_path / "my-study"), tmp_path / "evidence"
     monkeypatch.setattr(sys, "argv", ["publish_evidence.py", str(made), "--out", str(out), "--title", "What was found"])
@@ -86,14 +64,14 @@ def test_a_finished_study_is_published_with_its_answers_cost_and_figures(script,
     assert all(answer["sentence"] in page for answer in answers)
     there = {path.name for path in (out / "my-study").iterdir()}
     assert there >= {"study.yaml", "answers.json", "results.parquet", "cost.json", "main.md", "answer-1.svg"}
-    facts = published_facts(out / "my-study" / "facts.csv", ["source", "sparsity", "method"])
+    with (out / "my-study" / "facts.csv").open(newline="") as file:
+        facts = list(csv.DictReader(file))
     points = answers[2]["groups"][0]["points"]
-    assert [one["jaccard"] for one in facts.values()] == [point["fact"] for point in points]
+    assert [float(row["value"]) for row in facts] == [point["fact"] for point in points]
     assert f"secateur study {out / 'my-study' / 'study.yaml'}" in page
-    for wrong in [tmp_path]:
-        monkeypatch.setattr(sys, "argv", ["publish_evidence.py", str(made), "--out", str(wrong)])
-        with pytest.raises(SystemExit, match="would take the place of the study's own folder"):
-            script.main()
+    monkeypatch.setattr(sys, "argv", ["publish_evidence.py", str(made), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="would take the place of the study's own folder"):
+        script.main()
     assert (made / "manifest.json").exists()
     monkeypatch.setattr(sys, "argv", ["publish_evidence.py", str(made), "--out", str(out)])
     (made / "manifest.json").unlink()

@@ -112,8 +112,10 @@ def test_a_text_in_parts_is_drawn_from_as_the_same_text_whole():
     for seed in range(5):
         parted = [part for document in whole for part in in_parts(document, 400)]
         assert packing.pack(parted, 5, seed, "test").samples == packing.pack(whole, 5, seed, "test").samples
-    found = Counter(sample.origin for sample in packing.pack(parted, 20, 0, "test").samples)
-    assert found["doc1"] + found["doc3"] <= 20 - len(found) + 2
+    few = documents(15, 4000, *[15] * 20)
+    parted = [part for document in few for part in in_parts(document, 400)]
+    found = Counter(sample.origin for sample in packing.pack(parted, 8, 0, "test").samples)
+    assert found["doc1"] <= packing.pool
 
 
 def in_parts(document: Document, size: int) -> list[Document]:

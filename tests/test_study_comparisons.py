@@ -13,7 +13,7 @@ from scipy import stats
 from secateur.errors import RecipeError, UnknownNameError
 from secateur.settings import make
 from secateur.studies.comparisons import COMPARISONS
-from secateur.studies.intervals import estimate, expected_range, holm
+from secateur.studies.intervals import estimate, expected_range, holm, jackknife
 from secateur.studies.table import Row, Table
 
 SOURCES, METHODS, SPARSITIES = ("self", "web", "prose"), ("wanda", "sparsegpt"), ("0.5", "0.6", "0.7")
@@ -105,6 +105,13 @@ def test_the_interval_is_student_s_and_the_bootstrap_s():
     assert found.p == pytest.approx(expected.pvalue)
     assert min(values) < found.bootstrap_low < found.mean < found.bootstrap_high < max(values)
     assert found.bootstrap_high - found.bootstrap_low < found.high - found.low
+
+
+def test_the_jackknife_of_a_mean_is_student_s():
+    values = np.array([0.2, 0.1, 0.4, 0.15, 0.3])
+    found, expected = jackknife(lambda some: float(some.mean()), values), estimate(list(values))
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert jackknife(lambda some: float(some.mean()), values[:2]).low is None
 
 
 def test_without_any_difference_few_groups_are_called_one():
