@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 
-from secateur.studies.intervals import expected_range
+from secateur.studies.intervals import Estimate, expected_range, jackknife
 
 
 def noise(values: np.ndarray) -> float | None:
@@ -24,3 +26,16 @@ def beyond_noise(values: np.ndarray) -> float:
     zero on average where nothing differs.
     """
     return float(np.ptp(values, axis=1).mean()) ** 2 - (noise(values) or 0.0) ** 2
+
+
+def over_settings(grids: Sequence[Mapping[int, np.ndarray]], statistic: Callable[[int, np.ndarray], float]) -> Estimate:
+    """The mean over settings of ``statistic(place, values)``, with the jackknife's interval over the seeds that all of them
+    have. ``grids``: of each setting its values by seed, which ``values`` has along its first axis; empty ones are left out."""
+    known = [(place, grid) for place, grid in enumerate(grids) if grid]
+    shared = sorted(set.intersection(*(set(grid) for _, grid in known))) if known else []
+
+    def mean(chosen: np.ndarray) -> float:
+        values = ((place, np.array([grid[int(seed)] for seed in chosen])) for place, grid in known)
+        return sum(statistic(place, one) for place, one in values) / len(known)
+
+    return jackknife(mean, np.array(shared))

@@ -10,8 +10,8 @@ import numpy as np
 
 from secateur.errors import RecipeError
 from secateur.studies.comparisons.base import Comparison, Estimate, confirmed, counted, judge, overall, repeats, that
-from secateur.studies.intervals import estimate, jackknife
-from secateur.studies.ranges import beyond_noise
+from secateur.studies.intervals import estimate
+from secateur.studies.ranges import beyond_noise, over_settings
 from secateur.studies.table import Table
 
 
@@ -106,11 +106,4 @@ class Effects(Comparison):
 
 def _beyond(grids: Sequence[Mapping[int, np.ndarray]]) -> Estimate:
     """The squared range beyond noise over the first axis less that over the second, the mean over settings."""
-    known = [grid for grid in grids if grid]
-    shared = sorted(set.intersection(*map(set, known))) if known else []
-
-    def difference(chosen: np.ndarray) -> float:
-        values = [np.array([grid[int(seed)] for seed in chosen]) for grid in known]
-        return sum(beyond_noise(one.mean(axis=2)) - beyond_noise(one.mean(axis=1)) for one in values) / len(values)
-
-    return jackknife(difference, np.array(shared))
+    return over_settings(grids, lambda _, one: beyond_noise(one.mean(axis=2)) - beyond_noise(one.mean(axis=1)))

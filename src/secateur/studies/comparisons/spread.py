@@ -10,8 +10,8 @@ import numpy as np
 
 from secateur.errors import RecipeError
 from secateur.studies.comparisons.base import Comparison, Estimate, confirmed, counted, judge, overall, repeats, that
-from secateur.studies.intervals import estimate, jackknife
-from secateur.studies.ranges import beyond_noise, noise
+from secateur.studies.intervals import estimate
+from secateur.studies.ranges import beyond_noise, noise, over_settings
 from secateur.studies.table import Table
 
 
@@ -129,15 +129,10 @@ def _levels(levels: Sequence[str], grid: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _beyond(grids: Sequence[Mapping[int, np.ndarray]], places: Sequence[Sequence[float]]) -> Estimate:
-    """The slope of the squared range beyond noise, the mean over settings, over the seeds that all of them have."""
-    known = [(grid, place) for grid, place in zip(grids, places, strict=True) if grid]
-    shared = sorted(set.intersection(*(set(grid) for grid, _ in known))) if known else []
+    """The slope of the squared range beyond noise, the mean over settings."""
 
-    def slope(chosen: np.ndarray) -> float:
-        found = []
-        for grid, place in known:
-            values = np.array([grid[int(seed)] for seed in chosen])
-            found.append(_slope(place, np.array([beyond_noise(values[:, level]) for level in range(len(place))])))
-        return sum(found) / len(found)
+    def slope(setting: int, values: np.ndarray) -> float:
+        place = places[setting]
+        return _slope(place, np.array([beyond_noise(values[:, level]) for level in range(len(place))]))
 
-    return jackknife(slope, np.array(shared))
+    return over_settings(grids, slope)
