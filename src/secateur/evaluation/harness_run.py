@@ -77,7 +77,7 @@ class HarnessModel(TemplateLM):
         found = []
         for request in requests:
             prompt, given = request.args
-            asked = normalize_gen_kwargs(given, NEW_TOKENS)
+            asked = dict[str, Any](normalize_gen_kwargs(given, NEW_TOKENS))
             if asked.get("do_sample") and asked.get("temperature", 1) > 0:
                 raise UsageError("This task of lm-eval draws its answers at random; only greedy answers are supported.")
             tokens = int(asked["max_gen_toks"])
