@@ -6,8 +6,9 @@
     python scripts/publish_evidence.py --again docs/results/evidence/*/*
 
 Of every study it writes ``OUT/NAME`` (the study file, ``answers.json``, ``results.parquet``, ``cost.json``, the main table, the
-figures of what was declared, and in ``facts.csv`` what a correlation knew of the sets), and then ``OUT/README.md`` of all that are there, after what ``OUT/about.md`` says. ``--again`` derives the answers of what was published before from the published results,
-as the comparisons are made now; correlations whose facts were not published are left out.
+figures of what was declared, and in ``facts.csv`` what a correlation knew of the sets), and then ``OUT/README.md`` of all that are there,
+after what ``OUT/about.md`` says. ``--again`` derives the answers of what was published before, and their figures, from the published
+results, as the comparisons are made now; correlations whose facts were not published are left out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import csv
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ import pyarrow.parquet as pq
 from secateur.reports.drawing import Drawing, standalone
 from secateur.reports.study_answer_figures import answer_figure
 from secateur.reports.study_fact_figures import fact_figure
-from secateur.reports.study_facts import Study
+from secateur.reports.study_facts import Answer, Study
 from secateur.reports.study_folder import read_study
 from secateur.reports.study_inside_figures import mask_figure
 from secateur.reports.study_score_figures import curve_figures, score_figure
@@ -58,8 +60,7 @@ def published(study: Study, final: Path) -> None:
     write_answers(answers, target / ANSWERS)
     across = compared_axis(study)
     (target / TABLE).write_text(markdown_table(score_table(study, study.facts.metric.name, across)), encoding="utf-8")
-    for drawing in drawings(study):
-        (target / f"{drawing.name}.svg").write_text(standalone(drawing.svg), encoding="utf-8")
+    draw(drawings(study), target)
     told = {
         "cost": study.facts.cost,
         "environment": study.facts.environment,
@@ -90,11 +91,12 @@ def derived_again(part: Path) -> None:
     study = load_study(str(part / "study.yaml"))
     facts = (part / FACTS).exists()
     kept = [number for number, one in enumerate(study.comparisons) if facts or one.kind != "correlation"]
-    for number in set(range(len(study.comparisons))) - set(kept):
-        for name in ("answer", "facts"):
-            (part / f"{name}-{number + 1}.svg").unlink(missing_ok=True)
     study = replace(study, comparisons=[study.comparisons[number] for number in kept])
-    write_answers(answers_of(study, published_rows(part, list(study.spec.axes))), part / ANSWERS)
+    answers = answers_of(study, published_rows(part, list(study.spec.axes)))
+    for figure in (*part.glob("answer-*.svg"), *part.glob("facts-*.svg")):
+        figure.unlink()
+    draw(answer_drawings([Answer.model_validate(answer) for answer in answers[: len(kept)]]), part)
+    write_answers(answers, part / ANSWERS)
     told = _told(part) | {"comparisons": len(kept)}
     (part / COST).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
@@ -124,15 +126,20 @@ def write_answers(answers: list[dict[str, Any]], path: Path) -> None:
 
 def drawings(study: Study) -> list[Drawing]:
     """Of the declared comparisons, the primary metric, and the masks."""
-    declared, across = range(len(study.facts.comparisons)), compared_axis(study)
-    found = [
-        *(answer_figure(study, index) for index in declared),
-        *(fact_figure(study, index) for index in declared),
-        score_figure(study, 0, across),
-        *curve_figures(study, across),
-        mask_figure(study),
-    ]
+    across = compared_axis(study)
+    found = [score_figure(study, 0, across), *curve_figures(study, across), mask_figure(study)]
+    return [*answer_drawings(study.answers[: len(study.facts.comparisons)]), *(one for one in found if one)]
+
+
+def answer_drawings(answers: Sequence[Answer]) -> list[Drawing]:
+    """What was found, and for correlations the facts it was found of."""
+    found = [draw(answer, index) for draw in (answer_figure, fact_figure) for index, answer in enumerate(answers)]
     return [drawing for drawing in found if drawing]
+
+
+def draw(drawings: Sequence[Drawing], folder: Path) -> None:
+    for drawing in drawings:
+        (folder / f"{drawing.name}.svg").write_text(standalone(drawing.svg), encoding="utf-8")
 
 
 def readme(out: Path, title: str) -> str:

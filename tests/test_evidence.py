@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -77,3 +79,26 @@ def test_a_finished_study_is_published_with_its_answers_cost_and_figures(script,
     (made / "manifest.json").unlink()
     with pytest.raises(SystemExit, match="is not finished"):
         script.main()
+
+
+def test_a_published_figure_gives_its_facts_back(monkeypatch, tmp_path):
+    """As evidence published before decision 0011 got its own back: here of a study whose facts were kept, so both are known."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import facts_of_figure
+
+    part = tmp_path / "writers"
+    shutil.copytree(ROOT / "docs" / "results" / "evidence" / "reference" / "writers", part)
+    known = list(csv.reader((part / "facts.csv").read_text().splitlines()))
+    (part / "facts.csv").unlink()
+    figure = part / "facts-2.svg"
+    monkeypatch.setattr(sys, "argv", ["facts_of_figure.py", str(figure), str(part), "--comparison", "2"])
+    facts_of_figure.main()
+    found = list(csv.reader((part / "facts.csv").read_text().splitlines()))
+    assert [row[:-1] for row in found] == [row[:-1] for row in known]
+    assert [float(row[-1]) for row in found[1:]] == pytest.approx([float(row[-1]) for row in known[1:]], rel=1e-7)
+    drawn = figure.read_text()
+    dot = re.search(r'<use [^>]*y="([\d.]+)" style="fill: #0072b2"', drawn)
+    assert dot
+    figure.write_text(drawn.replace(f'y="{dot[1]}"', f'y="{float(dot[1]) + 0.001}"', 1))
+    with pytest.raises(SystemExit, match=r"a dot is .* from its cell's"):
+        facts_of_figure.main()

@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.reports.drawing import GREY, INK, Drawing, cut, new_figure, style, svg_of
 from secateur.reports.study_answers import VERDICTS, Scale, groups_table, label, places_of, scale_of
-from secateur.reports.study_facts import Answer, Group, Study
+from secateur.reports.study_facts import Answer, Group
 from secateur.reports.study_scores import number, said
 
 SHOWN = 12
@@ -30,9 +30,8 @@ class Line:
     verdict: str = ""
 
 
-def answer_figure(study: Study, index: int) -> Drawing | None:
+def answer_figure(answer: Answer, index: int) -> Drawing | None:
     """The overall estimate, and those by setting where they are few; of several candidates, the estimate of each."""
-    answer = study.answers[index]
     scale = scale_of(answer)
     several = len(_sides(answer)) > 1
     if len(answer.candidates) > 1:
@@ -61,9 +60,8 @@ def _overall(index: int, answer: Answer, lines: Sequence[Line], scale: Scale, mo
     return _drawing(f"answer-{index + 1}", answer.question, caption, lines, scale, answer)
 
 
-def paired_figure(study: Study, index: int) -> Drawing | None:
+def paired_figure(answer: Answer, index: int) -> Drawing | None:
     """Every repeat of every setting."""
-    answer = study.answers[index]
     scale = scale_of(answer)
     several = len(_sides(answer)) > 1
     lines = [_line(scale, label(group, several), group, _dots(group, scale)) for group in answer.groups if group.pairs]

@@ -19,7 +19,7 @@ from secateur.reports.drawing import (
     svg_of,
 )
 from secateur.reports.study_answers import groups_table
-from secateur.reports.study_facts import Answer, Group, Study
+from secateur.reports.study_facts import Answer, Group
 from secateur.reports.study_scores import said
 
 PANELS, LETTERS, WIDE = 6, 50, 3.0
@@ -35,9 +35,8 @@ class Point:
     value: float
 
 
-def fact_figure(study: Study, index: int) -> Drawing | None:
+def fact_figure(answer: Answer, index: int) -> Drawing | None:
     """The points of a correlation, a panel a setting; nothing for other comparisons."""
-    answer = study.answers[index]
     panels = [(group, points) for group in answer.groups if (points := _points(group))]
     if answer.fact is None or not panels:
         return None

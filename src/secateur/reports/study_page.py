@@ -88,9 +88,9 @@ def _part(study: Study, number: int, total: int) -> dict[str, Any]:
 
     across = compared_axis(study)
     declared = len(study.facts.comparisons) or len(study.answers)
-    answers = [answer_figure(study, index) for index in range(len(study.answers))]
-    paired = [paired_figure(study, index) for index in range(len(study.answers))]
-    facts = [fact_figure(study, index) for index in range(len(study.answers))]
+    answers = [answer_figure(answer, index) for index, answer in enumerate(study.answers)]
+    paired = [paired_figure(answer, index) for index, answer in enumerate(study.answers)]
+    facts = [fact_figure(answer, index) for index, answer in enumerate(study.answers)]
     scores = [score_figure(study, index, across) for index in range(min(len(study.metrics), METRICS_DRAWN))]
     groups = {
         "answers": answers,
