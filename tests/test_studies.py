@@ -391,6 +391,17 @@ def test_models_are_kept_where_asked_and_found_by_other_studies(run, tmp_path, m
     assert all(model.is_dir() for model in models)  # used, and not taken away
 
 
+def test_models_of_cells_that_are_there_already_are_kept_where_asked(run, tmp_path):
+    before, _ = run({**SMALL, "repeats: 3": "repeats: 1"})
+    assert not list((tmp_path / "store").glob("pruned/*"))
+    after, _ = run({**SMALL, "repeats: 3": "repeats: 1\nkeep: true"})
+    assert after.folder == before.folder
+    assert rows_of(after.folder) == rows_of(before.folder)
+    assert len(list((tmp_path / "store").glob("pruned/*"))) == 2
+    run({**SMALL, "repeats: 3": "repeats: 1\nkeep: true"})
+    assert len(list((tmp_path / "store").glob("pruned/*"))) == 2
+
+
 def test_a_set_chosen_by_another_set_of_the_study(run, tmp_path):
     matched = "    noise: {calibration.source: random-tokens}\n    like noise: {calibration.source: TEXT, "
     matched += "calibration.selection: {name: matched, to: set of noise, pool: 2}}\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import CalibrationError
-from secateur.models.loading import pick_device
+from secateur.models.loading import pick_device, settled_dtype
 from secateur.pipeline.calibrate import CalibrationStage, plan_calibration
 from secateur.pipeline.components import ResolvedModel, resolve_model
 from secateur.pipeline.evaluate import (
@@ -269,12 +269,13 @@ def _evaluate_pruned(
     spec = recipe.evaluation
     if not spec.enabled:
         return {}, {}
-    needed = memory_needed(folder, spec.dtype, 2 if spec.fidelity else 1)
+    dtype = settled_dtype(spec.dtype, pick_device(recipe.device))
+    needed = memory_needed(folder, dtype, 2 if spec.fidelity else 1)
     if needed > 0.8 * machine_memory():
         reporter.note(
-            f"Not evaluated: that takes about {needed / 2**30:.0f} GiB in {spec.dtype}, and this machine has "
+            f"Not evaluated: that takes about {needed / 2**30:.0f} GiB in {dtype}, and this machine has "
             f"{machine_memory() / 2**30:.0f}. Run 'secateur evaluate {folder}' elsewhere, or with "
-            "--set evaluation.dtype=auto --set evaluation.fidelity=false."
+            "--set evaluation.dtype=stored --set evaluation.fidelity=false."
         )
         return {}, {}
     try:

@@ -52,6 +52,8 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
         "linears": len(stage.plan.sizes),
         "prunable_weights": weights,
         "parameters": stage.skeleton.checkpoint.parameters,
+        "stored_as": _name(stage.skeleton.checkpoint.dtype()),
+        "computed_in": _name(stage.skeleton.dtype),
         "method": recipe.pruning.method.model_dump(),
         "pattern": str(stage.pattern),
         "sparsity": stage.sparsity,
@@ -73,7 +75,10 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
     if common.json:
         print_json(found)
         return 0
-    print_line(f"model        {model.name} ({found['parameters']:,} parameters in {found['blocks']} blocks)")
+    size = f"{found['parameters']:,} parameters in {found['blocks']} blocks"
+    print_line(
+        f"model        {model.name} ({size}; stored in {found['stored_as']}, computed in {found['computed_in']})"
+    )
     print_line(f"to prune     {found['linears']} linears, {weights:,} weights")
     print_line(f"method       {recipe.pruning.method.name}, {stage.pattern}, sparsity {stage.sparsity:g}")
     if found["calibration"]:
@@ -94,6 +99,10 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
             print_line(f"  {name:24} {seconds:10,.1f} s")
     print_line(NOTHING_RUN)
     return 0
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _left_out(found: dict[str, Any], recipe: Any) -> list[str]:

@@ -71,7 +71,7 @@ class EngineSettings(ABC):
 
     @abstractmethod
     def open(self, folder: Path, device: str, dtype: str) -> Engine:
-        """The engine with the model of ``folder``; ``dtype`` as in a recipe (``auto``: as stored). Raises ``ModelError``
+        """The engine with the model of ``folder``; ``dtype`` as in a recipe (``stored``: as stored; ``auto``: by the device). Raises ``ModelError``
         when the model cannot be loaded, ``UsageError`` when the engine cannot run here."""
 
     @classmethod

@@ -13,6 +13,7 @@ from secateur.calibration.sample import Sample
 from secateur.errors import ModelError, SecateurError, UsageError
 from secateur.generation.engine import Engine, EngineSettings, Job, Sampling
 from secateur.generation.engines import ENGINES
+from secateur.models.loading import settled_dtype
 from secateur.settings import make
 
 TRIES = 3
@@ -65,7 +66,8 @@ class Ray(EngineSettings):
         workers, cpus = share_out([node["Resources"] for node in ray.nodes() if node["Alive"]], self.workers, gpus)
         remote = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
         settings = inner_settings(self.engine)
-        place = folder.resolve(), "cuda" if gpus else "cpu" if device.startswith("cuda") else device, dtype
+        there = "cuda" if gpus else "cpu" if device.startswith("cuda") else device
+        place = folder.resolve(), there, settled_dtype(dtype, there)  # the same on every worker
         return RayEngine(ray, lambda: remote.remote(settings, *place), workers)
 
 

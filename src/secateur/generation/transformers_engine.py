@@ -39,7 +39,7 @@ class Transformers(EngineSettings):
     continuous: Literal["auto"] | bool = "auto"
 
     def open(self, folder: Path, device: str, dtype: str) -> Engine:
-        return TransformersEngine(load_model(folder, device, pick_dtype(dtype)), self.continuous is True)
+        return TransformersEngine(load_model(folder, device, pick_dtype(dtype, device)), self.continuous is True)
 
 
 class TransformersEngine(Engine):

@@ -15,6 +15,7 @@ from secateur.calibration.sample import Sample
 from secateur.errors import ModelError, NumericsError, UsageError
 from secateur.generation.engine import Engine, EngineSettings, Sampling, batch_seed
 from secateur.generation.transformers_engine import end_tokens, ended
+from secateur.models.loading import settled_dtype
 from secateur.models.skeleton import read_config
 from secateur.registry import suggestion
 
@@ -52,6 +53,7 @@ class VLLM(EngineSettings):
                 f"The vLLM installed here runs on {platform or 'no device'}, and picks its devices itself; the device "
                 f"asked for is {device!r}. Set the device to what it runs on, and CUDA_VISIBLE_DEVICES to choose GPUs."
             )
+        settled = settled_dtype(dtype, device)
         arguments = {
             "model": str(folder),
             "skip_tokenizer_init": True,
@@ -60,7 +62,7 @@ class VLLM(EngineSettings):
             "tensor_parallel_size": self.tensor_parallel,
             "gpu_memory_utilization": self.memory,
             "max_model_len": self.max_length,
-            "dtype": dtype,
+            "dtype": "auto" if settled == "stored" else settled,
             "seed": 0,
         }
         _refuse_taken("vllm.LLM", self.options, arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,27 @@ def pick_device(device: str) -> str:
     return device
 
 
-def pick_dtype(name: str) -> torch.dtype | None:
-    """``auto`` (as stored) to ``None``, or one of ``DTYPES`` by name."""
-    return None if name == "auto" else DTYPES[name]
+def settled_dtype(name: str, device: str) -> str:
+    """``auto`` to ``stored``, or to ``float32`` on a processor without bf16 arithmetic; other names as they are.
+
+    Such a processor computes products of bf16 (or fp16) one number at a time, 2 to 5 times slower in all than fp32
+    (docs/results, Processors without bf16). ``device``: as ``pick_device`` gives it.
+    """
+    if name != "auto":
+        return name
+    return "float32" if device == "cpu" and not _multiplies_bf16() else "stored"
+
+
+def pick_dtype(name: str, device: str) -> torch.dtype | None:
+    """``None`` for as stored, or one of ``DTYPES``; ``auto`` is settled for ``device``."""
+    name = settled_dtype(name, device)
+    return None if name == "stored" else DTYPES[name]
+
+
+@cache
+def _multiplies_bf16() -> bool:
+    """Whether this processor has bf16 products in hardware that PyTorch's oneDNN uses."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def quiet_transformers() -> None:

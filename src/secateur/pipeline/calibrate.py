@@ -15,7 +15,7 @@ from secateur.calibration.sample import CalibrationSet, read_samples
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import MIXTURE, SELF, resolve_source, resolve_text_source
 from secateur.errors import ModelError, RecipeError, UsageError
-from secateur.models.loading import load_tokenizer, pick_device
+from secateur.models.loading import load_tokenizer, pick_device, settled_dtype
 from secateur.pipeline.calibration_stage import (
     SAMPLES,
     CalibrationStage,
@@ -84,6 +84,7 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
         if spec.filters is None and resolved["filters"]:
             resolved |= {"filters": None, "own_filters": resolved["filters"]}
     device = pick_device(recipe.device).partition(":")[0]
+    dtype = settled_dtype(recipe.dtype, device)
     if any(part.source is None for part in parts):
         if spec.packing == "paper-document":
             raise UsageError(
@@ -94,11 +95,11 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
         generation = spec.generation.model_dump() | {"engine": _deciding_engine(recipe)}
         material = material_of(recipe, tokenizer)
         style.check(material, packing.length)
-        resolved |= {"generation": generation, "dtype": recipe.dtype, "device": device}
+        resolved |= {"generation": generation, "dtype": dtype, "device": device}
         resolved["prefix_fingerprint"] = [source.fingerprint() for source, _ in material.sources]
     if any(part.source is not None for part in parts):
         resolved |= {"pool": spec.pool, "text_key": spec.text_key, "split": spec.split, "revision": spec.revision}
-        resolved |= {"dtype": recipe.dtype, "device": device} if filters or spec.selection.name != "random" else {}
+        resolved |= {"dtype": dtype, "device": device} if filters or spec.selection.name != "random" else {}
         if spec.packing == "concat" and any(isinstance(part.source, TextSource) for part in parts):
             resolved["texts"] = "evenly, long ones too"  # otherwise drawn than in sets from before that was so
     return CalibrationStage(recipe, model, tokenizer, packing, filters, selection, style, parts, resolved)

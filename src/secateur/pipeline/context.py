@@ -48,7 +48,7 @@ class ModelContext(Context):
         """The model itself, for what an engine does not measure."""
         if "engine" in self.__dict__ and isinstance(self.engine, TransformersEngine):
             return self.engine.model
-        return load_model(self.folder, self._device, pick_dtype(self._dtype))
+        return load_model(self.folder, self._device, pick_dtype(self._dtype, self._device))
 
     def texts(self, samples: Sequence[Sample]) -> list[str]:
         ids = [list(sample.token_ids) for sample in samples]
@@ -80,7 +80,7 @@ class ModelContext(Context):
             return self.engine, [sample.token_ids for sample in samples]
         if model not in self._others:
             folder = locate_model(model)
-            other = TransformersEngine(load_model(folder, self._device, pick_dtype(self._dtype)))
+            other = TransformersEngine(load_model(folder, self._device, pick_dtype(self._dtype, self._device)))
             self._others[model] = other, load_tokenizer(folder)
         engine, tokenizer = self._others[model]
         return engine, [tokenizer(text)["input_ids"] for text in self.texts(samples)]

@@ -14,6 +14,7 @@ from secateur.errors import ModelError, UsageError
 from secateur.evaluation.protocol import parse_protocol
 from secateur.evaluation.task import EvaluationTask
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.loading import pick_device, settled_dtype
 from secateur.models.skeleton import read_config
 from secateur.pipeline.components import ResolvedModel, resolve_model
 from secateur.pipeline.evaluation_tasks import plan_tasks
@@ -96,7 +97,7 @@ def plan_evaluation(
         "text_fingerprint": source.fingerprint(),
         "protocol": str(protocol),
         "limit": limit,
-        "dtype": spec.dtype,
+        "dtype": settled_dtype(spec.dtype, pick_device(recipe.device).partition(":")[0]),
     }
     tasks = plan_tasks(spec)
     reference = None
@@ -136,7 +137,7 @@ def dense_model_of(model: ResolvedModel) -> ResolvedModel | None:
 
 
 def memory_needed(model: Path, dtype: str, models: int) -> int:
-    """Bytes that ``models`` copies of a model take while they are evaluated in ``dtype``."""
+    """Bytes that ``models`` copies of a model take while they are evaluated in ``dtype``, which is settled."""
     checkpoint = Checkpoint(model)
     width = {"float32": 4, "bfloat16": 2, "float16": 2}.get(dtype)
     return models * (checkpoint.parameters * width if width else checkpoint.bytes)

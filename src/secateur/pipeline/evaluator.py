@@ -17,7 +17,7 @@ from secateur.evaluation.protocol import EvaluationText, Protocol, tokenise
 from secateur.evaluation.scorer import Scorer
 from secateur.evaluation.task import EvaluationTask
 from secateur.evaluation.writing import writing
-from secateur.models.loading import load_model, load_tokenizer, pick_device, pick_dtype
+from secateur.models.loading import load_model, load_tokenizer, pick_device, pick_dtype, settled_dtype
 from secateur.pipeline.components import DECIDING_FILES, ResolvedModel
 from secateur.pipeline.provenance import Phases
 from secateur.pipeline.recipe import Recipe
@@ -163,11 +163,13 @@ class Evaluator:
 
 
 def _key(asked: Measurement, model: ResolvedModel) -> tuple[str, ...]:
-    return (model.digest, pick_device(asked.recipe.device), asked.recipe.evaluation.dtype)
+    device = pick_device(asked.recipe.device)
+    return (model.digest, device, settled_dtype(asked.recipe.evaluation.dtype, device))
 
 
 def _load(asked: Measurement, model: ResolvedModel) -> PreTrainedModel:
-    return load_model(model.folder, pick_device(asked.recipe.device), pick_dtype(asked.recipe.evaluation.dtype))
+    device = pick_device(asked.recipe.device)
+    return load_model(model.folder, device, pick_dtype(asked.recipe.evaluation.dtype, device))
 
 
 def _tokenizer_key(folder: Path) -> tuple[tuple[str, str], ...]:

@@ -74,7 +74,8 @@ class TrialRunner:
         pruning.check_place(folder)
         run_together([pruning], [folder], [data], self.reporter)
         spec = recipe.evaluation
-        model = load_model(folder, pick_device(recipe.device), pick_dtype(spec.dtype))
+        device = pick_device(recipe.device)
+        model = load_model(folder, device, pick_dtype(spec.dtype, device))
         progress = self.reporter.advance("validation")
         found = {}
         for one, text in texts:

@@ -16,7 +16,7 @@ from secateur.diagnosis import Finding, Options, Reference, Subject, families, m
 from secateur.diagnosis.overlap import overlap, overlap_values
 from secateur.diagnosis.wording import similarity
 from secateur.masks.pattern import parse_pattern, resolve_sparsity
-from secateur.models.loading import load_tokenizer, pick_device, pick_dtype
+from secateur.models.loading import load_tokenizer, pick_device, pick_dtype, settled_dtype
 from secateur.models.skeleton import Skeleton
 from secateur.pipeline.components import ResolvedModel
 from secateur.pipeline.context import ModelContext
@@ -55,7 +55,8 @@ class Bench:
 
     @cached_property
     def skeleton(self) -> Skeleton:
-        return Skeleton(self.model.folder, pick_device(self.recipe.device), pick_dtype(self.recipe.dtype))
+        device = pick_device(self.recipe.device)
+        return Skeleton(self.model.folder, device, pick_dtype(self.recipe.dtype, device))
 
     @cached_property
     def reference(self) -> Reference | None:
@@ -76,6 +77,7 @@ class ProfilePlan:
     def spec(self) -> dict[str, Any]:
         """What decides the profile."""
         recipe, text = self.bench.recipe, self.bench.text
+        device = pick_device(recipe.device).partition(":")[0]
         return {
             "stage": "profile",
             "format": FORMAT,
@@ -83,8 +85,8 @@ class ProfilePlan:
             "sets": [{"name": one.name, "digest": one.digest} for one in self.sets],
             "reference": text and {"name": text.name, "fingerprint": text.fingerprint()},
             "seed": recipe.seed,
-            "dtype": recipe.dtype,
-            "device": pick_device(recipe.device).partition(":")[0],
+            "dtype": settled_dtype(recipe.dtype, device),
+            "device": device,
             "options": _options(self.bench.options),
         }
 

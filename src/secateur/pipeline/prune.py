@@ -13,7 +13,7 @@ from secateur.calibration.sources.resolve import SELF
 from secateur.errors import RecipeError, UsageError
 from secateur.masks.pattern import Pattern, parse_pattern, resolve_sparsity
 from secateur.methods.base import Method
-from secateur.models.loading import pick_device, pick_dtype
+from secateur.models.loading import pick_device, pick_dtype, settled_dtype
 from secateur.models.skeleton import Skeleton
 from secateur.pipeline.calibrate import digest_of_set, existing_set, load_set
 from secateur.pipeline.components import ResolvedModel, make_allocation, make_method
@@ -45,6 +45,7 @@ class PruningStage:
         spec = self.recipe.pruning
         weight = {} if spec.prompt_weight == 1 else {"prompt_weight": spec.prompt_weight}
         error = {"output_error": True} if spec.output_error else {}
+        device = pick_device(self.recipe.device).partition(":")[0]
         return {
             **weight,
             **error,
@@ -52,7 +53,7 @@ class PruningStage:
             "format": FORMAT,
             "model": self.model.digest,
             "calibration": digest_of_set(calibration) if calibration else None,
-            "dtype": self.recipe.dtype,
+            "dtype": settled_dtype(self.recipe.dtype, device),
             "method": spec.method.model_dump(),
             "pattern": str(self.pattern),
             "sparsity": self.sparsity,
@@ -63,7 +64,7 @@ class PruningStage:
             "min_expert_tokens": spec.min_expert_tokens,
             "permute": spec.permute,
             "batch_size": spec.batch_size,
-            "device": pick_device(self.recipe.device).partition(":")[0],
+            "device": device,
         }
 
     def check_place(self, final: Path) -> None:
@@ -90,7 +91,8 @@ def plan_prune(recipe: Recipe, model: ResolvedModel) -> PruningStage:
     """Resolve and check the pruning stage of a recipe. Raises on anything that is wrong with what was asked."""
     spec = recipe.pruning
     method, pattern, sparsity, allocation = check_request(recipe)
-    skeleton = Skeleton(model.folder, pick_device(recipe.device), pick_dtype(recipe.dtype))
+    device = pick_device(recipe.device)
+    skeleton = Skeleton(model.folder, device, pick_dtype(recipe.dtype, device))
     plan = plan_pruning(
         skeleton,
         method,

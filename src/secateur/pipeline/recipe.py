@@ -201,8 +201,8 @@ class EvaluationSpec(Spec):
     batch_size: int | None = Field(
         default=None, ge=1, description="sequences at once; null: as half a GiB of logits takes"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="float32", description="of the evaluation; auto: as stored"
+    dtype: Literal["auto", "stored", "float32", "bfloat16", "float16"] = Field(
+        default="float32", description="of the evaluation; stored, auto: as of the dtype outside"
     )
 
 
@@ -212,8 +212,9 @@ class Recipe(Spec):
     model: str = Field(default="reference", description="a Hub id, a local folder, or reference (the bundled model)")
     revision: str | None = Field(default=None, description="revision of a Hub model")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="generation and block forwards; auto: as stored"
+    dtype: Literal["auto", "stored", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="generation and block forwards; auto: stored, but float32 on a processor without bf16 arithmetic",
     )
     seed: int = Field(default=0, ge=0, description="decides the calibration draw")
     calibration: CalibrationSpec = Field(default_factory=CalibrationSpec)

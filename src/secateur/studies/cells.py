@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from secateur.errors import RecipeError
+from secateur.models.loading import pick_device, settled_dtype
 from secateur.pipeline.recipe import Recipe
 from secateur.pipeline.recipe_file import assign, explain
 from secateur.studies.schema import DENSE, MAGNITUDE, RANDOM_TOKENS
@@ -114,9 +115,16 @@ def _assigned(study: Study, labels: Mapping[str, str], seed: int) -> tuple[dict[
 
 def _recipe(plain: dict[str, Any], said: str) -> Recipe:
     try:
-        return Recipe.model_validate(plain)
+        return _settled(Recipe.model_validate(plain))
     except ValidationError as error:
         raise RecipeError(explain(error, said, {})) from error
+
+
+def _settled(recipe: Recipe) -> Recipe:
+    """With the types that ``auto`` means here, so that every worker of a cluster computes in the same."""
+    device, evaluation = pick_device(recipe.device), recipe.evaluation
+    evaluation = evaluation.model_copy(update={"dtype": settled_dtype(evaluation.dtype, device)})
+    return recipe.model_copy(update={"dtype": settled_dtype(recipe.dtype, device), "evaluation": evaluation})
 
 
 def _referred(plain: Mapping[str, Any]) -> str | None:

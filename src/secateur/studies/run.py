@@ -118,12 +118,22 @@ def is_cached(store: Path, work: CellWork) -> bool:
 def _queue(state: _State, workers: int | None) -> None:
     """The tasks of all cells that are not done, and the sets they need; the dense model first."""
     plan, folder = state.plan, state.folder
-    todo = [work for work in plan.works.values() if work.digest not in folder.cells]
+    todo = [work for work in plan.works.values() if work.digest not in folder.cells or _to_keep(state, work)]
     state.waiting += [_task(plan, works) for works in passes(todo)]
     wanted = [task_key(plan, task) for task in state.waiting]
     wanted += [key for key in plan.sets if key not in folder.sets]  # their facts and samples are reported
     for key in dict.fromkeys(key for key in wanted if key is not None):
         _want(state, key)
+
+
+def _to_keep(state: _State, work: CellWork) -> bool:
+    """Whether the model of a cell that is done is wanted and was not kept."""
+    if work.dense or not state.plan.study.spec.keep:
+        return False
+    stage, made = work.plan.pruning, state.folder.sets.get(work.set_key or "")
+    if stage.needs_data and made is None:
+        return True
+    return read_manifest(stage.folder(state.store, Path(made["folder"]) if made and stage.needs_data else None)) is None
 
 
 def _want(state: _State, key: str) -> None:

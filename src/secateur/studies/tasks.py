@@ -172,6 +172,9 @@ def _cells(task: CellTask, store: Path) -> dict[str, dict[str, Any]]:
     """The records of the cells; each is a folder of the store, so that no other process does it again."""
     cells = sorted(task.cells)  # all processes take locks in this order
     _build(list(cells), [], task, store)
+    if task.keep and not task.dense:  # cells found in the store may have been made by a study that kept no models
+        recipes = [_prunable(Recipe.model_validate(recipe), task.folder) for _, _, recipe in cells]
+        api.prune_together(recipes, None, store)
     return {digest: read_cell(store, digest) for digest, _, _ in cells}
 
 
