@@ -153,6 +153,7 @@ def test_inspect_check_and_runs(run, prune, tmp_path, llama):
     code, printed, _ = run("inspect", out)
     assert code == 0
     assert re.search(r"up_proj +2 +4,096 +50\.00% +2:4", printed)
+    assert re.search(r" by wanda, 2:4, on 6 samples, [\d,]+ tokens, of self \(set [0-9a-f]{12}\)\n", printed)
     kinds = json.loads(run("inspect", llama, "--json")[1])["kinds"]
     assert all(kind["sparsity"] == 0 and kind["pattern"] == "-" for kind in kinds)
     recipe = tmp_path / "r.yaml"

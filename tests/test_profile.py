@@ -648,6 +648,8 @@ def test_what_cannot_be_profiled_is_said(sets, llama, text_file, tmp_path, capsy
 
 def test_dry_run_checks_and_measures_nothing(sets, capsys):
     code, printed, _ = profile(capsys, sets / "text", "--reference", sets / "random", "--dry-run")
+    assert (code, "sets         text\nreference    random\n" in printed) == (0, True)
+    code, printed, _ = profile(capsys, sets / "text", "--reference", sets / "random", "--dry-run", "--json")
     spec = json.loads(printed)["spec"]
     assert code == 0
     assert spec["reference"]["fingerprint"] == json.loads((sets / "random" / "manifest.json").read_text())["set_digest"]

@@ -148,5 +148,9 @@ def test_the_command_says_what_to_take_how_sure_it_is_and_why(llama, text_file, 
     assert found["evidence"]["sets"] == 12
     assert len(found["candidates"]) == 2
     assert main(["recommend", str(llama), *common, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert f"candidates   random-tokens, {text_file}\n" in printed
+    assert "Nothing was run." in printed
+    assert main(["recommend", str(llama), *common, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["spec"]["stage"] == "recommendation"
     assert main(["recommend", str(llama), "--source", "self", *settings]) == 2

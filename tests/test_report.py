@@ -494,6 +494,8 @@ def test_places_that_cannot_be_used_are_said(folder, tmp_path, capsys):
     code, _, errors = run(capsys, folder, "--out", tmp_path)
     assert code == 2
     assert "is a folder; give a file" in errors
+    assert run(capsys, folder, "--out", tmp_path / "page")[0] == 0
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     folder.rename(tmp_path / ".study.abc.partial")
     code, _, errors = run(capsys, folder)
     assert code == 2

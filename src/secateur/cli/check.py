@@ -36,7 +36,7 @@ def check(
 def describe(recipe: Any, common: Output, out: Path | None) -> int:
     """Resolve every stage of ``recipe`` and print what it would do; errors are raised as in a real run."""
     from secateur.api import plan_run
-    from secateur.cli.console import print_json, print_line
+    from secateur.cli.console import print_json
     from secateur.models.loading import quiet_transformers
     from secateur.pipeline.store import read_manifest
 
@@ -75,12 +75,19 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
     if common.json:
         print_json(found)
         return 0
+    _print_run(found, recipe, expected.sentence(), common.verbose)
+    return 0
+
+
+def _print_run(found: dict[str, Any], recipe: Any, sentence: str, verbose: bool) -> None:
+    from secateur.cli.console import print_line
+
     size = f"{found['parameters']:,} parameters in {found['blocks']} blocks"
     print_line(
-        f"model        {model.name} ({size}; stored in {found['stored_as']}, computed in {found['computed_in']})"
+        f"model        {found['model']['name']} ({size}; stored in {found['stored_as']}, computed in {found['computed_in']})"
     )
-    print_line(f"to prune     {found['linears']} linears, {weights:,} weights")
-    print_line(f"method       {recipe.pruning.method.name}, {stage.pattern}, sparsity {stage.sparsity:g}")
+    print_line(f"to prune     {found['linears']} linears, {found['prunable_weights']:,} weights")
+    print_line(f"method       {recipe.pruning.method.name}, {found['pattern']}, sparsity {found['sparsity']:g}")
     if found["calibration"]:
         spec = found["calibration"]["spec"]
         ready = "there already" if found["calibration"]["ready"] else "to be made"
@@ -91,14 +98,13 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
         print_line("calibration  none needed")
     if found["evaluation"]["tasks"]:
         print_line(f"evaluation   tasks {', '.join(found['evaluation']['tasks'])}, all there")
-    print_line(f"expected     {_expected(expected.sentence(), found['expected']['left_out'])}")
-    if common.verbose:
-        for name, size in expected.memory.items():
+    print_line(f"expected     {_expected(sentence, found['expected']['left_out'])}")
+    if verbose:
+        for name, size in found["expected"]["memory"].items():
             print_line(f"  {name:24} {size / 2**20:10,.0f} MiB")
-        for name, seconds in expected.time.items():
+        for name, seconds in found["expected"]["time"].items():
             print_line(f"  {name:24} {seconds:10,.1f} s")
     print_line(NOTHING_RUN)
-    return 0
 
 
 def _name(dtype: Any) -> str:

@@ -36,10 +36,8 @@ def inspect_(
         return 0
     print_line(f"{target}: {found['parameters']:,} parameters in {found['blocks']} blocks, stored as {found['dtype']}")
     if manifest:
-        spec = manifest["spec"]
-        print_line(
-            f"pruned from {manifest['model']['name']!r} by {spec['method']['name']}, {spec['pattern']}, asked {spec['sparsity']:g}"
-        )
+        for line in _pruned_lines(manifest):
+            print_line(line)
     rows = [
         [row["kind"], str(row["linears"]), f"{row['weights']:,}", f"{row['sparsity']:.2%}", row["pattern"]]
         for row in found["kinds"]
@@ -47,6 +45,24 @@ def inspect_(
     print_table(["linear", "count", "weights", "zeros", "pattern held"], rows)
     print_line(f"zeros among the weights of all linears in blocks: {found['sparsity']:.2%}")
     return 0
+
+
+def _pruned_lines(manifest: dict[str, Any]) -> list[str]:
+    """How a model was pruned, on what, and when."""
+    from secateur.cli.runs import minute
+
+    spec, data = manifest["spec"], manifest["calibration"]
+    aim = (
+        spec["pattern"] if spec["pattern"] != "unstructured" else f"unstructured to a sparsity of {spec['sparsity']:g}"
+    )
+    used = "without calibration data"
+    if data:
+        source = manifest["recipe"]["calibration"]["source"]
+        used = f"on {data['samples']} samples, {data['tokens']:,} tokens, of {source} (set {data['set_digest'][:DIGEST_SHOWN]})"
+    return [
+        f"pruned from {manifest['model']['name']!r} by {spec['method']['name']}, {aim}, {used}",
+        f"finished {minute(manifest['finished'])}, Secateur {manifest['secateur']}",
+    ]
 
 
 def _set_lines(folder: Path, manifest: dict[str, Any]) -> list[str]:

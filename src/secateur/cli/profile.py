@@ -27,12 +27,21 @@ def profile(
     """Say what calibration sets are like, before anything is pruned: likelihood, variety, likeness to a reference text,
     directions filled inside the model, and how much their masks have in common."""
     recipe = common.load(model, {})
+    from secateur.cli.check import NOTHING_RUN
     from secateur.cli.console import print_json, print_line
 
     if common.dry_run:
         from secateur.pipeline.profile import plan_profile
 
-        print_json({"spec": plan_profile(recipe, sets, reference, permutations, min_k).spec})
+        plan = plan_profile(recipe, sets, reference, permutations, min_k)
+        if common.json:
+            print_json({"spec": plan.spec})
+            return 0
+        text = plan.bench.text
+        print_line(f"model        {plan.bench.model.name}")
+        print_line(f"sets         {', '.join(one.name for one in plan.sets)}")
+        print_line(f"reference    {text.name if text else 'none'}")
+        print_line(NOTHING_RUN)
         return 0
 
     from secateur import api

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from secateur.cli.common import Common
 
 if TYPE_CHECKING:
-    from secateur.pipeline.recommend import Recommendation
+    from secateur.pipeline.recommend import Recommendation, RecommendPlan
 
 
 def recommend(
@@ -34,7 +34,11 @@ def recommend(
 
     with common.reporter() as reporter:
         if common.dry_run:
-            print_json({"spec": plan_recommendation(recipe, source or (), reference, draws).spec})
+            plan = plan_recommendation(recipe, source or (), reference, draws)
+            if common.json:
+                print_json({"spec": plan.spec})
+            else:
+                _describe(plan, draws)
             return 0
         from secateur import api
 
@@ -44,6 +48,18 @@ def recommend(
     else:
         _show(found)
     return 0
+
+
+def _describe(plan: RecommendPlan, draws: int) -> None:
+    from secateur.cli.check import NOTHING_RUN
+    from secateur.cli.console import print_line
+
+    size = f"{plan.samples} samples of {plan.length} tokens"
+    print_line(f"model        {plan.model.name}")
+    print_line(f"candidates   {', '.join(dict.fromkeys(draw.source for draw in plan.draws))}")
+    print_line(f"sets         {draws} of each source, of {size}; finished sets as they are")
+    print_line(f"reference    {plan.text.name if plan.text else 'none'}")
+    print_line(NOTHING_RUN)
 
 
 def _show(found: Recommendation) -> None:

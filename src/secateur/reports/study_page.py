@@ -42,6 +42,8 @@ def report(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     if out is not None and out.is_dir():
         raise UsageError(f"--out {out} is a folder; give a file, such as {out / PAGE}.")
     page = out or folders[0] / PAGE
+    if not page.suffix:
+        page = page.with_name(f"{page.name}.html")  # browsers show a page by its name
     _refuse_foreign(page)
     beside = folders[0] / FIGURES if out is None else page.with_name(f"{page.stem}-{FIGURES}")
     studies = [read_study(folder) for folder in folders]
