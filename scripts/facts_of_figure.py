@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from publish_evidence import FACTS, published_rows
 from secateur.studies.study_file import load_study
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -27,19 +28,16 @@ OFF = 1e-7
 Dots = list[tuple[float, float]]
 
 
-def panels_of(figure: ElementTree.Element) -> list[tuple[list[Dots], dict[str, list[tuple[float, float]]]]]:
-    """Of each panel, the dots of every label in order, and the ticks of ``x`` and ``y``: place and number."""
+def panels_of(figure: ElementTree.Element) -> list[tuple[Dots, Dots]]:
+    """Of each panel, the dots, label by label, and the ticks of ``x``: place and number."""
     found = []
     for axes in figure.iter(f"{SVG}g"):
         if not re.fullmatch(r"axes_\d+", axes.get("id", "")):
             continue
         parts = {part.get("id", ""): part for part in axes.iter(f"{SVG}g")}
-        labels = [_dots(part) for name, part in parts.items() if name.startswith("PathCollection")]
-        ticks = {
-            way: [one for name, part in parts.items() if re.match(rf"{way}tick", name) for one in _tick(part, way)]
-            for way in "xy"
-        }
-        found.append(([dots for dots in labels if dots], ticks))
+        dots = [dot for name, part in parts.items() if name.startswith("PathCollection") for dot in _dots(part)]
+        ticks = [tick for name, part in parts.items() if name.startswith("xtick") for tick in _tick(part)]
+        found.append((dots, ticks))
     return found
 
 
@@ -47,11 +45,11 @@ def _dots(part: ElementTree.Element) -> Dots:
     return [(float(use.get("x", "nan")), float(use.get("y", "nan"))) for use in part.iter(f"{SVG}use")]
 
 
-def _tick(part: ElementTree.Element, way: str) -> Dots:
+def _tick(part: ElementTree.Element) -> Dots:
     """The tick's place and its number; nothing for one without."""
     numbers = [text.text or "" for text in part.iter(f"{SVG}text")]
-    places = [float(use.get(way, "nan")) for use in part.iter(f"{SVG}use")]
-    return [(places[0], float(numbers[0].replace("\N{MINUS SIGN}", "-")))] if numbers and places else []
+    places = _dots(part)
+    return [(places[0][0], float(numbers[0].replace("\N{MINUS SIGN}", "-")))] if numbers and places else []
 
 
 def numbers_of(places: list[float], ticks: Dots) -> list[float]:
@@ -82,20 +80,14 @@ def main() -> None:
     study = load_study(str(asked.study / "study.yaml"))
     axes, told = study.spec.axes, study.spec.comparisons[asked.comparison - 1]
     others = [name for name in axes if name != told.axis]
-    cells = pq.read_table(asked.study / "results.parquet").to_pylist()
-    values = {
-        (tuple(cell[name] for name in axes), int(cell["seed"])): cell["value"]
-        for cell in cells
-        if not cell["control"] and cell["metric"] == "perplexity"
-    }
-    settings = list(dict.fromkeys(tuple(cell[name] for name in others) for cell in cells if not cell["control"]))
+    values = {(row.labels, row.seed): row.values["perplexity"] for row in published_rows(asked.study, list(axes))}
+    settings = list(itertools.product(*(axes[name].labels for name in others)))
     panels = panels_of(ElementTree.parse(asked.figure).getroot())
     if len(panels) != len(settings):
         raise SystemExit(f"{asked.figure} has {len(panels)} panels, the study {len(settings)} settings.")
-    ticks = panels[-1][1]["x"]
+    ticks = panels[-1][1]  # the panels share their axis, which has its numbers below the last
     rows = []
-    for setting, (labels, _) in zip(settings, panels, strict=True):
-        dots = [dot for label in labels for dot in label]
+    for setting, (dots, _) in zip(settings, panels, strict=True):
         where = dict(zip(others, setting, strict=True))
         keys = [
             (tuple(where.get(name, label) for name in axes), seed)
@@ -108,7 +100,7 @@ def main() -> None:
         print(f"{', '.join(setting)}: {len(dots)} dots, at most {off:.1e} of the height from their cells' perplexities")
         facts = numbers_of([x for x, _ in dots], ticks)
         rows += [[*labels_, seed, told.fact, fact] for (labels_, seed), fact in zip(keys, facts, strict=True)]
-    with (asked.study / "facts.csv").open("w", encoding="utf-8", newline="") as file:
+    with (asked.study / FACTS).open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([[*axes, "seed", "fact", "value"], *rows])
 
 

@@ -43,7 +43,7 @@ def test_auto_is_as_stored_unless_the_processor_lacks_bf16(processor, name, devi
     assert pick_dtype(name, device) == (None if settled == "stored" else getattr(torch, settled))
 
 
-def test_what_this_processor_has_is_a_plain_answer():
+def test_pytorch_can_be_asked_what_this_processor_has():
     assert settled_dtype("auto", "cpu") in {"stored", "float32"}
 
 

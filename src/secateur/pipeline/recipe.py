@@ -202,7 +202,7 @@ class EvaluationSpec(Spec):
         default=None, ge=1, description="sequences at once; null: as half a GiB of logits takes"
     )
     dtype: Literal["auto", "stored", "float32", "bfloat16", "float16"] = Field(
-        default="float32", description="of the evaluation; stored, auto: as of the dtype outside"
+        default="float32", description="of the evaluation; stored and auto as for the recipe's dtype"
     )
 
 
