@@ -158,9 +158,10 @@ def planned(
 
 def open_job(skeleton: Skeleton, plan: PruningPlan, out: Path) -> Job:
     """The job that fills ``out``: begun, or gone on with where an interrupted one stopped."""
-    output = Checkpoint(out) if (out / "journal").exists() else skeleton.checkpoint.copy_to(out)
+    if not (out / "journal").exists():
+        skeleton.checkpoint.copy_to(out)
     (out / "journal").touch()
-    return Job(plan, output, BlockJournal(Journal(out / "journal")))
+    return Job(plan, skeleton.stored.of_copy(out), BlockJournal(Journal(out / "journal")))
 
 
 def prune_folder(
@@ -187,7 +188,7 @@ def prune_folder(
         job = Job(plan, job.output, job.journal)
     prune_blocks(skeleton, [job], batches, Setting(propagation, HiddenStates() if hidden is None else hidden))
     records = job.journal.records()
-    return records, verify(model, out, records, plan.pattern, plan.sparsities)
+    return records, verify(skeleton, out, records, plan.pattern, plan.sparsities)
 
 
 def same_weights(one: Path, other: Path) -> bool:

@@ -220,7 +220,7 @@ def test_verification_notices_damage(llama, tmp_path, damage):
         tensor[0] = 0
     output.patch({key: tensor})
     with pytest.raises(VerificationError, match="is not what it should be") as caught:
-        verify(llama, tmp_path, records, parse_pattern("2:4"), {record.name: 0.5 for record in records})
+        verify(Skeleton(llama), tmp_path, records, parse_pattern("2:4"), {record.name: 0.5 for record in records})
     assert caught.value.exit_code == 1
 
 

@@ -132,7 +132,7 @@ def test_n_m_is_exact_and_every_record_right_after_reload(trained, tmp_path):
     _, model = trained
     for method in ("wanda", "sparsegpt"):
         records = prune(model, tmp_path / method, method)
-        found = verify(model, tmp_path / method, records, PAIRS, {record.name: 0.5 for record in records})
+        found = verify(Skeleton(model), tmp_path / method, records, PAIRS, {record.name: 0.5 for record in records})
         assert found.sparsity == pytest.approx(0.5, abs=0.01)
         assert logits(tmp_path / method).isfinite().all()
 
@@ -149,7 +149,7 @@ def test_every_method_goes_on_with_the_rows_it_pruned(llama, tmp_path, method):
         assert len(record.moved) == 2
         for key, dim in record.moved.items():
             assert torch.equal(one.read(key), other.read(key).index_select(dim, order)), key
-        verify(llama, tmp_path / "with", records, PAIRS, {record.name: 0.5 for record in records})
+        verify(Skeleton(llama), tmp_path / "with", records, PAIRS, {record.name: 0.5 for record in records})
 
 
 def test_more_of_the_scores_is_kept(llama, tmp_path):
@@ -168,12 +168,12 @@ def test_more_of_the_scores_is_kept(llama, tmp_path):
 def test_a_producer_that_stays_dense_is_reordered_and_a_dense_consumer_is_not(llama, tmp_path):
     records = prune(llama, tmp_path / "a", "wanda", skip=["*.gate_proj"])
     assert all(len(record.moved) == 2 for record in records if record.order)
-    verify(llama, tmp_path / "a", records, PAIRS, {record.name: 0.5 for record in records})
+    verify(Skeleton(llama), tmp_path / "a", records, PAIRS, {record.name: 0.5 for record in records})
     key = "model.layers.0.mlp.gate_proj.weight"
     assert not torch.equal(Checkpoint(tmp_path / "a").read(key), Checkpoint(llama).read(key))
     records = prune(llama, tmp_path / "b", "wanda", skip=["*.down_proj"])
     assert not any(record.order or record.moved for record in records)
-    verify(llama, tmp_path / "b", records, PAIRS, {record.name: 0.5 for record in records})
+    verify(Skeleton(llama), tmp_path / "b", records, PAIRS, {record.name: 0.5 for record in records})
 
 
 @pytest.mark.parametrize("propagation", ["block", "dense"])
@@ -198,11 +198,11 @@ def test_verification_notices_a_tensor_that_was_not_moved(tmp_path, part):
     model = lively(CONFIGS["opt"](), tmp_path / "model")
     records = prune(model, tmp_path / "out", "wanda", skip=["*.fc1"])
     asked = {record.name: 0.5 for record in records}
-    verify(model, tmp_path / "out", records, PAIRS, asked)
+    verify(Skeleton(model), tmp_path / "out", records, PAIRS, asked)
     key = next(key for record in records for key in record.moved if key.endswith(part))
     Checkpoint(tmp_path / "out").patch({key: Checkpoint(model).read(key)})
     with pytest.raises(VerificationError, match="rows reordered, but is not"):
-        verify(model, tmp_path / "out", records, PAIRS, asked)
+        verify(Skeleton(model), tmp_path / "out", records, PAIRS, asked)
 
 
 def test_the_mask_is_that_of_the_reordered_scores(llama, tmp_path):
@@ -229,7 +229,7 @@ def test_one_pass_reorders_for_each_of_several_prunings(llama, tmp_path):
     assert orders[0] != orders[1]
     for job in jobs:
         records = job.journal.records()
-        verify(llama, job.output.folder, records, job.plan.pattern, job.plan.sparsities)
+        verify(Skeleton(llama), job.output.checkpoint.folder, records, job.plan.pattern, job.plan.sparsities)
     alone = prune(llama, tmp_path / "alone", "magnitude", propagation="dense")
     assert [record.order for record in alone if record.order] == orders[0]
 

@@ -91,7 +91,7 @@ def _measure(target: str) -> dict[str, Any]:
     kinds: dict[str, dict[str, Any]] = {}
     for index in range(len(skeleton.blocks)):
         for linear in skeleton.linears(index):
-            weight = linear.as_rows(skeleton.checkpoint.read(skeleton.keys[f"{linear.name}.weight"]))
+            weight = skeleton.weight(linear)
             kind = linear.name.removeprefix(f"{skeleton.prefix}.{index}.")
             row = kinds.setdefault(kind, {"kind": kind, "linears": 0, "weights": 0, "zeros": 0, "held": {"2:4", "4:8"}})
             row["linears"] += 1

@@ -47,8 +47,7 @@ def overlap(skeleton: Skeleton, observed: Sequence[Observed], pattern: Pattern, 
             if not all(linear.name in side and side[linear.name].tokens for side in sides):
                 continue
             pattern.check_width(linear.inputs, linear.name)
-            stored = skeleton.checkpoint.read(skeleton.keys[f"{linear.name}.weight"])
-            weight = linear.as_rows(stored).to(skeleton.device, torch.float32)
+            weight = skeleton.weight(linear).to(skeleton.device, torch.float32)
             masks = [
                 method.prune(weight, InputStatistics([side[linear.name]]), pattern, sparsity).mask for side in sides
             ]

@@ -125,10 +125,16 @@ class Checkpoint:
             )
         return known[max(floating, key=floating.__getitem__)]
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU, as stored."""
+    def read(self, name: str, part: tuple[int | slice, ...] = ()) -> Tensor:
+        """One tensor, or a part of it by its index, on the CPU, as stored."""
         with safe_open(self.folder / self._places[name].file, framework="pt") as file:
-            return file.get_tensor(name)
+            if not part:
+                return file.get_tensor(name)
+            first, *others = part  # files are cut along the first dimension only
+            rows = (
+                file.get_slice(name)[first : first + 1][0] if isinstance(first, int) else file.get_tensor(name)[first]
+            )
+            return rows[tuple(others)] if isinstance(first, int) else rows[(slice(None), *others)]
 
     def patch(self, tensors: dict[str, Tensor]) -> None:
         """Overwrite tensors in place; each must have the shape and dtype it is stored with. Durable after ``sync``."""

@@ -9,30 +9,39 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import ModelError
-from secateur.models.experts import Experts
+from secateur.models.experts import Experts, experts_at
+from secateur.models.stored import Place
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear of a block. ``transposed``: its weight is stored ``[in, out]`` (GPT-2's Conv1D). ``experts``: the
-    mixture of experts it is part of."""
+    """A linear of a block. ``weight``, ``bias``: where they lie in the model's parameters. ``transposed``: the weight is
+    ``[in, out]`` there (GPT-2's Conv1D, some experts). ``experts``: the mixture of experts it is part of."""
 
     name: str
     block: int
     module: nn.Module
-    transposed: bool
+    weight: Place
+    bias: Place | None = None
+    transposed: bool = False
     experts: Experts | None = None
 
     @property
+    def rows(self) -> Tensor:
+        """The weight ``[out, in]`` that the module computes with, on the meta device unless its block is loaded."""
+        weight = _weight(self.module)
+        return weight.T if isinstance(self.module, Conv1D) else weight
+
+    @property
     def inputs(self) -> int:
-        return _weight(self.module).shape[0 if self.transposed else 1]
+        return self.rows.shape[1]
 
     @property
     def outputs(self) -> int:
-        return _weight(self.module).shape[1 if self.transposed else 0]
+        return self.rows.shape[0]
 
     def as_rows(self, stored: Tensor) -> Tensor:
-        """A weight as stored to ``[out, in]``, or back."""
+        """A weight as it lies in its place to ``[out, in]``, or back."""
         return stored.T if self.transposed else stored
 
     def rows_of(self, token_mask: Tensor | None) -> Tensor | None:
@@ -72,14 +81,25 @@ def _weight(linear: nn.Module) -> Tensor:
 
 
 def find_linears(block: nn.Module, prefix: str, index: int) -> list[Linear]:
-    """The linears of a block, in the order the module declares them; gates with a single output are no matrices."""
-    experts = [(f"{name}.", module) for name, module in block.named_modules() if isinstance(module, Experts)]
+    """The linears of a block, those of experts after the module that holds them; gates with a single output are no
+    matrices."""
     found = []
     for name, module in block.named_modules():
         if is_linear(module):
-            owner = next((mixture for start, mixture in experts if name.startswith(start)), None)
-            found.append(Linear(f"{prefix}.{name}", index, module, isinstance(module, Conv1D), owner))
+            found.append(linear_at(f"{prefix}.{name}", index, module))
+        for experts in experts_at(module):
+            start = f"{prefix}.{name}"
+            for kind, part in experts.linears.items():
+                weight, bias = experts.places[kind]
+                transposed = experts.module.is_transposed
+                found.append(Linear(f"{start}.{kind}", index, part, weight, bias, transposed, experts))
     return [linear for linear in found if linear.outputs > 1]
+
+
+def linear_at(name: str, block: int, module: nn.Module) -> Linear:
+    """The linear that is the module of this name."""
+    bias = Place(f"{name}.bias") if getattr(module, "bias", None) is not None else None
+    return Linear(name, block, module, Place(f"{name}.weight"), bias, isinstance(module, Conv1D))
 
 
 def refuse_unsupported(model: nn.Module) -> None:

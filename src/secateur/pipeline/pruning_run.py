@@ -11,7 +11,6 @@ from typing import Any
 
 from secateur.journal import Journal
 from secateur.models.batches import Batch, make_batches
-from secateur.models.checkpoint import Checkpoint
 from secateur.models.hidden import PREFIX, HiddenStates
 from secateur.pipeline.calibrate import load_set
 from secateur.pipeline.provenance import Phases, environment, machine_memory
@@ -114,7 +113,8 @@ class _Run:
         if plan.allocation.measures:
             with self.phases.phase("survey"):
                 plan = self._surveyed(building, measured)
-        return Job(plan, Checkpoint(building.folder), journal, writes)
+        output = building.stage.skeleton.stored.of_copy(building.folder)
+        return Job(plan, output, journal, writes)
 
     def _surveyed(self, building: _Building, measured: Journal) -> PruningPlan:
         stage, progress = building.stage, self.reporter.advance("blocks surveyed")
@@ -153,7 +153,7 @@ class _Run:
         assert job is not None
         records = job.journal.records()
         with self.phases.phase("verify"):
-            verification = verify(stage.model.folder, building.folder, records, stage.pattern, job.plan.sparsities)
+            verification = verify(stage.skeleton, building.folder, records, stage.pattern, job.plan.sparsities)
         return {
             "kind": "pruned",
             "model": {

@@ -56,9 +56,8 @@ def prune_linear(
     Raises what the method raises, naming the linear, and ``NumericsError`` for a weight that is not finite.
     """
     started = time.perf_counter()
-    key = skeleton.keys[f"{linear.name}.weight"]
-    stored = skeleton.checkpoint.read(key)
-    weight = linear.as_rows(stored).to(skeleton.device, torch.float32)
+    stored = skeleton.weight(linear)
+    weight = stored.to(skeleton.device, torch.float32)
     sparsity = plan.sparsities[linear.name]
     found = InputStatistics() if stats is None else stats
     method, notes = method_for(linear, plan, found)
@@ -79,7 +78,7 @@ def prune_linear(
     _check_finite(sound, result, linear)
     record = LinearRecord(
         name=linear.name,
-        key=key,
+        key=skeleton.stored.keys(linear.weight.parameter)[0],
         block=linear.block,
         outputs=linear.outputs,
         inputs=linear.inputs,

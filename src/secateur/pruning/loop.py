@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.errors import UsageError
 from secateur.methods.initial import united
 from secateur.models.batches import Batch
 from secateur.models.capture import Activations, capture, capture_head_inputs
-from secateur.models.checkpoint import Checkpoint
 from secateur.models.hidden import HiddenStates
 from secateur.models.skeleton import Skeleton
+from secateur.models.stored import StoredParameters
 from secateur.models.structure import Linear
 from secateur.pruning.collect import Kinds, collect, new_statistics
 from secateur.pruning.linear import AS_STORED, Layout, PrunedLinear, prune_linear
@@ -37,7 +37,7 @@ class Job:
     """
 
     plan: PruningPlan
-    output: Checkpoint
+    output: StoredParameters
     journal: BlockJournal
     writes: bool = True
 
@@ -112,7 +112,8 @@ class _Run:
         """Prune block ``index`` unless it is done, and replace the hidden states by its outputs if ``needed_later``."""
         dense = self.setting.propagation == "dense"
         pruned_already = self.done(index) and not dense
-        block = self.skeleton.load_block(index, self.jobs[0].output if pruned_already else None)
+        output = self.jobs[0].output
+        block = self.skeleton.load_block(index, output if pruned_already else None, None if dense else output)
         if not self.done(index):
             linears = [linear for linear in self.skeleton.linears(index) if self._wanted(linear)]
             if not self.kinds:
@@ -190,17 +191,15 @@ class _Run:
             return made if workers.size == 1 else replace(made, weight=made.weight.cpu())
 
         made = workers.once(make, number)
-        weight = linear.as_rows(made.weight)
         if job.writes:
-            job.output.patch({made.record.key: weight})
+            job.output.write(linear.weight, linear.as_rows(made.weight))
         if in_place:
-            parameter = linear.module.weight
-            assert isinstance(parameter, Tensor)
-            parameter.data.copy_(weight)
+            linear.rows.data.copy_(made.weight)
         return made.record
 
     def _note(self, job: Job, index: int, records: list[LinearRecord]) -> None:
-        job.output.sync()
+        if job.writes:
+            job.output.flush()
         job.journal.add(index, records)
 
     def prune_head(self, batches: Sequence[Batch], activations: Activations) -> None:

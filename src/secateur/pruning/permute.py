@@ -14,8 +14,8 @@ from secateur.masks.permutation import best_order, chunked
 from secateur.methods.base import ScoreMethod
 from secateur.methods.ria import RIA
 from secateur.models.capture import Activations
-from secateur.models.checkpoint import Checkpoint
 from secateur.models.skeleton import Skeleton
+from secateur.models.stored import Place, StoredParameters
 from secateur.models.structure import Linear, inputs_of
 from secateur.pruning.linear import AS_STORED, Layout, method_for
 from secateur.pruning.plan import PruningPlan
@@ -181,15 +181,14 @@ def layouts(
         pattern = plan.pattern.at(plan.sparsities[name])
         method, _ = method_for(one.consumer, plan, stats[name])
         scorer = method if isinstance(method, ScoreMethod) else RIA()
-        stored = skeleton.checkpoint.read(skeleton.keys[f"{name}.weight"])
-        weight = one.consumer.as_rows(stored).to(skeleton.device, torch.float32)
+        weight = skeleton.weight(one.consumer).to(skeleton.device, torch.float32)
         with torch.inference_mode():
             order = best_order(scorer.score(weight, stats[name]), pattern).cpu()
         if torch.equal(order, torch.arange(len(order))):
             continue
         moved = {}
         for producer in one.producers:
-            moved |= {skeleton.keys[f"{producer.name}.{part}"]: dim for part, dim in _parts(skeleton, producer)}
+            moved |= {name: dim for name, _, dim in _parts(producer)}
             rows = chunked(order, producer.outputs)
             found[producer.name] = Layout(rows, found.get(producer.name, AS_STORED).columns)
         found[name] = Layout(found.get(name, AS_STORED).rows, order, moved)
@@ -201,7 +200,7 @@ def move_others(
     free: Sequence[Free],
     layouts: Mapping[str, Layout],
     plan: PruningPlan,
-    output: Checkpoint | None,
+    output: StoredParameters | None,
     in_place: bool,
 ) -> None:
     """Reorder what is not pruned: the producers' biases, and the weights of those that stay dense.
@@ -212,19 +211,19 @@ def move_others(
         for producer in one.producers if one.consumer.name in layouts else ():
             rows = layouts[producer.name].rows
             assert rows is not None
-            for part, dim in _parts(skeleton, producer):
-                if part == "weight" and producer.name in plan.sparsities:
+            for _, place, dim in _parts(producer):
+                if place is producer.weight and producer.name in plan.sparsities:
                     continue
-                key = skeleton.keys[f"{producer.name}.{part}"]
-                tensor = skeleton.checkpoint.read(key).index_select(dim, rows)
+                tensor = skeleton.stored.read(place).index_select(dim, rows)
                 if output is not None:
-                    output.patch({key: tensor})
+                    output.write(place, tensor)
                 if in_place:
-                    producer.module.get_parameter(part).data.copy_(tensor)
+                    held = producer.rows if place is producer.weight else producer.module.get_parameter("bias")
+                    held.data.copy_(producer.as_rows(tensor) if place is producer.weight else tensor)
 
 
-def _parts(skeleton: Skeleton, linear: Linear) -> Iterator[tuple[str, int]]:
-    """The stored tensors of a linear, and the dimension of each that its outputs lie along."""
-    yield "weight", 1 if linear.transposed else 0
-    if f"{linear.name}.bias" in skeleton.keys:
-        yield "bias", 0
+def _parts(linear: Linear) -> Iterator[tuple[str, Place, int]]:
+    """The weight and the bias of a linear: name, place, and the dimension that its outputs lie along there."""
+    yield f"{linear.name}.weight", linear.weight, 1 if linear.transposed else 0
+    if linear.bias is not None:
+        yield f"{linear.name}.bias", linear.bias, 0

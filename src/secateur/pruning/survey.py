@@ -45,12 +45,7 @@ def survey(
             stats = {}
             if activations is not None:
                 stats = collect(index, block, linears, activations, kinds, index < count - 1, workers)
-            weights = {
-                linear.name: linear.as_rows(skeleton.checkpoint.read(skeleton.keys[f"{linear.name}.weight"])).to(
-                    skeleton.device, torch.float32
-                )
-                for linear in linears
-            }
+            weights = {linear.name: skeleton.weight(linear).to(skeleton.device, torch.float32) for linear in linears}
             with torch.inference_mode():
                 found.append(workers.once(lambda weights=weights, stats=stats: allocation.measure(weights, stats)))
             journal.append({"block": index, "measured": found[-1]})

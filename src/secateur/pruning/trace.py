@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from secateur.models.experts import Experts
+from secateur.models.experts import Experts, experts_at
 from secateur.models.skeleton import Skeleton
 from secateur.models.structure import find_linears, is_linear
 
@@ -60,10 +60,10 @@ def trace_blocks(skeleton: Skeleton, batch: int, length: int) -> list[BlockTrace
     nn.Module.to(model, "meta")
     blocks = model.get_submodule(skeleton.prefix)
     assert isinstance(blocks, nn.ModuleList)
-    share = _expert_share(model)
-    for module in model.modules():
-        if isinstance(module, Experts):
-            module.forward = _Balanced(module, share)
+    mixtures = [experts for module in model.modules() for experts in experts_at(module)]
+    share = _expert_share(model, mixtures)
+    for experts in mixtures:
+        experts.module.forward = _Balanced(experts, share)
     recorder = _Recorder()
     try:
         with _watched(blocks, skeleton.prefix, recorder), recorder, _PlainAttention(recorder), torch.inference_mode():
@@ -90,12 +90,11 @@ def _inputs(model: nn.Module, batch: int, length: int) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name in known}
 
 
-def _expert_share(model: nn.Module) -> float:
+def _expert_share(model: nn.Module, mixtures: Sequence[Experts]) -> float:
     """The share of its mixture's tokens that an expert sees, if all see as many."""
     config = getattr(model, "config", None)
-    counts = [len(list(module.children())) for module in model.modules() if isinstance(module, Experts)]
     chosen = getattr(config, "num_experts_per_tok", None) or 1
-    return chosen / counts[0] if counts else 1.0
+    return chosen / mixtures[0].count if mixtures else 1.0
 
 
 class _Balanced:
@@ -104,13 +103,12 @@ class _Balanced:
     def __init__(self, experts: Experts, share: float) -> None:
         self.experts, self.share = experts, share
 
-    def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        hidden_states, *_ = self.experts.arguments(args, kwargs)
         rows = max(1, round(hidden_states.shape[0] * self.share))
         output = torch.zeros_like(hidden_states)
-        for expert in self.experts.children():
-            inputs = hidden_states[:rows].clone()
-            gate, up = (expert.get_submodule(name)(inputs) for name in ("gate_proj", "up_proj"))
-            output[:rows] += expert.get_submodule("down_proj")(gate * up)
+        for expert in range(self.experts.count):
+            output[:rows] += self.experts.run(expert, hidden_states[:rows].clone(), None)
         return output
 
 
@@ -121,10 +119,9 @@ def _watched(blocks: nn.ModuleList, prefix: str, recorder: _Recorder) -> Iterato
         names = {linear.module: linear.name for linear in find_linears(block, f"{prefix}.{index}", index)}
         handles.append(block.register_forward_pre_hook(recorder.enter, with_kwargs=True))
         handles.append(block.register_forward_hook(recorder.leave))
-        for module in block.modules():
-            if is_linear(module):
-                handles.append(module.register_forward_pre_hook(recorder.before(names.get(module))))
-                handles.append(module.register_forward_hook(recorder.after))
+        for module in {*names, *filter(is_linear, block.modules())}:
+            handles.append(module.register_forward_pre_hook(recorder.before(names.get(module))))
+            handles.append(module.register_forward_hook(recorder.after))
     try:
         yield
     finally:

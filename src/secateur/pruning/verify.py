@@ -1,8 +1,8 @@
-"""Reading the saved model back and comparing it with the dense one, tensor by tensor."""
+"""Reading the saved model back, as transformers loads it, and comparing it with the dense one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from torch import Tensor
 from secateur.errors import VerificationError
 from secateur.masks import Pattern
 from secateur.masks.permutation import chunked
-from secateur.models.checkpoint import Checkpoint
+from secateur.models.as_loaded import AsLoaded
+from secateur.models.skeleton import Skeleton
+from secateur.models.stored import Place, same_bits
+from secateur.models.structure import Linear
 from secateur.pruning.records import LinearRecord
 
 
@@ -27,37 +30,18 @@ class Verification:
 
 
 def verify(
-    dense: Path, pruned: Path, records: Sequence[LinearRecord], pattern: Pattern, asked: Mapping[str, float]
+    skeleton: Skeleton, pruned: Path, records: Sequence[LinearRecord], pattern: Pattern, asked: Mapping[str, float]
 ) -> Verification:
-    """Check the pruned model's files against its records and the dense model's files.
+    """Check the pruned model's files against its records and the dense model of ``skeleton``.
 
     ``asked``: sparsity of every linear that was to be pruned. Each has the zeros its record says and at least the asked
-    ones (rounded down in every row), the N:M pattern in every group, and only finite numbers; every other tensor is
-    bit-identical, those that a record names as ``moved`` with their rows in its order. Raises ``VerificationError`` listing what is wrong.
+    ones (rounded down in every row), the N:M pattern in every group, and only finite numbers, in what transformers loads
+    of the files, one block at a time. Every other parameter is the dense model's, those that a record names as
+    ``moved`` with their rows in its order; every stored tensor that no pruned linear is part of is bit-identical.
+    Raises ``VerificationError`` listing what is wrong.
     """
-    before, after = Checkpoint(dense), Checkpoint(pruned)
-    by_key = {record.key: record for record in records}
-    problems = [f"{name} is missing" for name in before.names if name not in after]
-    problems += [f"{name} was to be pruned, but was not" for name in asked.keys() - {record.name for record in records}]
-    moved = {key: (dim, torch.tensor(record.order)) for record in records for key, dim in record.moved.items()}
-    zeros = 0
-    for name in after.names:
-        tensor = after.read(name)
-        if name not in before:
-            problems.append(f"{name} is not in the dense model")
-        elif name in by_key:
-            problems += _linear_problems(tensor, by_key[name], pattern, asked)
-            zeros += int((tensor == 0).sum())
-        elif name in moved:
-            dim, order = moved[name]
-            expected = before.read(name)
-            if not _same_bits(tensor, expected.index_select(dim, chunked(order, expected.shape[dim]))):
-                problems.append(f"{name} should be the dense model's with its rows reordered, but is not")
-        elif not _same_bits(tensor, before.read(name)):
-            problems.append(f"{name} should be untouched, but differs from the dense model")
-    problems += [
-        f"{record.key} was pruned, but is not in the saved model" for record in records if record.key not in after
-    ]
+    check = _Check(skeleton, AsLoaded(pruned), records, pattern, asked)
+    problems = [*check.names(), *check.untouched(), *check.changed()]
     if problems:
         listed = "; ".join(problems[:5])
         raise VerificationError(
@@ -65,35 +49,109 @@ def verify(
             "delete the folder and run again."
         )
     weights = sum(record.weights for record in records)
-    untouched = len(after.names) - len(by_key.keys() | moved.keys())
-    return Verification(len(records), untouched, zeros / max(weights, 1), zeros / after.parameters)
+    numbers = check.saved.checkpoint.parameters
+    return Verification(len(records), check.untouched_count, check.zeros / max(weights, 1), check.zeros / numbers)
 
 
-def _linear_problems(tensor: Tensor, record: LinearRecord, pattern: Pattern, asked: Mapping[str, float]) -> list[str]:
-    rows = tensor.T if record.transposed else tensor
-    found = int((rows == 0).sum())
-    problems = []
+class _Check:
+    """One comparison. ``zeros``, ``untouched_count``: what it counts on the way."""
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        saved: AsLoaded,
+        records: Sequence[LinearRecord],
+        pattern: Pattern,
+        asked: Mapping[str, float],
+    ) -> None:
+        self.stored, self.saved, self.pattern, self.asked = skeleton.stored, saved, pattern, asked
+        self.records = {record.name: record for record in records}
+        self.zeros = 0
+        linears = [linear for index in range(len(skeleton.blocks)) for linear in skeleton.linears(index)]
+        linears += [skeleton.head()] if any(record.block == len(skeleton.blocks) for record in records) else []
+        self._pruned: dict[str, list[Linear]] = {}
+        self._moved: dict[str, list[tuple[Place, int, Tensor]]] = {}
+        orders = {name: (dim, torch.tensor(record.order)) for record in records for name, dim in record.moved.items()}
+        for linear in linears:
+            if linear.name in self.records:
+                self._pruned.setdefault(linear.weight.parameter, []).append(linear)
+            for name, place in ((f"{linear.name}.weight", linear.weight), (f"{linear.name}.bias", linear.bias)):
+                if (
+                    name in orders
+                    and place is not None
+                    and not (place is linear.weight and linear.name in self.records)
+                ):
+                    self._moved.setdefault(place.parameter, []).append((place, *orders[name]))
+        self._blocks = self._by_block(linears)
+        touched = {
+            key for parameter in (*self._pruned, *self._moved) for key in self.stored.keys(parameter, copies=True)
+        }
+        self._others = [name for name in self.saved.checkpoint.names if name not in touched]
+        self.untouched_count = len(self._others)
+
+    def _by_block(self, linears: Sequence[Linear]) -> list[list[str]]:
+        """The changed parameters, those of a block together."""
+        blocks: dict[int, dict[str, None]] = {}
+        for linear in linears:
+            for place in filter(None, (linear.weight, linear.bias)):
+                if place.parameter in self._pruned or place.parameter in self._moved:
+                    blocks.setdefault(linear.block, {})[place.parameter] = None
+        return [list(parameters) for parameters in blocks.values()]
+
+    def names(self) -> Iterator[str]:
+        before, after = self.stored.checkpoint, self.saved.checkpoint
+        yield from (f"{name} is missing" for name in before.names if name not in after)
+        yield from (f"{name} is not in the dense model" for name in after.names if name not in before)
+        yield from (f"{name} was to be pruned, but was not" for name in self.asked.keys() - self.records.keys())
+
+    def untouched(self) -> Iterator[str]:
+        """The stored tensors that no pruned linear is part of."""
+        before, after = self.stored.checkpoint, self.saved.checkpoint
+        for name in self._others:
+            if name in before and not same_bits(after.read(name), before.read(name)):
+                yield f"{name} should be untouched, but differs from the dense model"
+
+    def changed(self) -> Iterator[str]:
+        """The parameters that a pruned or moved linear is part of, as transformers loads them."""
+        for parameters in self._blocks:
+            keys = [key for name in parameters for key in self.stored.keys(name, copies=True)]
+            loaded = self.saved.parameters([key for key in dict.fromkeys(keys) if key in self.saved.checkpoint])
+            for name in parameters:
+                owner = self.stored.owner(name)
+                if owner not in loaded:
+                    yield f"transformers does not load {name} from the saved model"
+                    continue
+                yield from self._problems(name, loaded[owner])
+            self.stored.forget()
+
+    def _problems(self, parameter: str, loaded: Tensor) -> Iterator[str]:
+        expected = self.stored.read(Place(parameter)).to(loaded.dtype).clone()
+        for place, dim, order in self._moved.get(parameter, ()):
+            rows = expected[place.part]
+            expected[place.part] = rows.index_select(dim, chunked(order, rows.shape[dim]))
+        for linear in self._pruned.get(parameter, ()):
+            part = loaded[linear.weight.part]
+            expected[linear.weight.part] = part
+            rows = linear.as_rows(part)
+            yield from _linear_problems(rows, self.records[linear.name], self.pattern, self.asked)
+            self.zeros += int((rows == 0).sum())
+        if not same_bits(loaded, expected):
+            what = "have its rows reordered and nothing else" if parameter in self._moved else "be the dense model's"
+            yield f"{parameter} should {what} outside of what was pruned, but is not"
+
+
+def _linear_problems(rows: Tensor, record: LinearRecord, pattern: Pattern, asked: Mapping[str, float]) -> Iterator[str]:
+    zeros = int((rows == 0).sum())
     if not bool(rows.isfinite().all()):
-        problems.append(f"{record.name} holds numbers that are not finite")
-    if found != record.zeros or found < record.pruned:
-        problems.append(
-            f"{record.name} has {found:,} zeros, not the {record.zeros:,} recorded ({record.pruned:,} pruned)"
-        )
+        yield f"{record.name} holds numbers that are not finite"
+    if zeros != record.zeros or zeros < record.pruned:
+        yield f"{record.name} has {zeros:,} zeros, not the {record.zeros:,} recorded ({record.pruned:,} pruned)"
     least = asked.get(record.name, 0) * record.weights - record.outputs - 1
-    if found < least:
-        problems.append(
-            f"{record.name} has {found:,} zeros; a sparsity of {asked[record.name]:g} asks for {least:,.0f}"
-        )
+    if zeros < least:
+        yield f"{record.name} has {zeros:,} zeros; a sparsity of {asked[record.name]:g} asks for {least:,.0f}"
     pattern = pattern.at(record.sparsity)
     if pattern.keep is not None and pattern.group is not None:
         kept = (rows.reshape(-1, pattern.group) != 0).sum(dim=1)
         bad = int((kept > pattern.keep).sum())
         if bad:
-            problems.append(f"{record.name} breaks the pattern {pattern} in {bad:,} of {len(kept):,} groups")
-    return problems
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return bool(torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)))
+            yield f"{record.name} breaks the pattern {pattern} in {bad:,} of {len(kept):,} groups"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from secateur.models.skeleton import Skeleton
 from secateur.pruning.plan import Propagation, PruningPlan
 from secateur.pruning.trace import BlockTrace, LinearTrace, trace_blocks
@@ -51,8 +49,8 @@ class Workload:
 
     def stored(self, linear_name: str) -> int:
         """Bytes of a weight in the checkpoint."""
-        shape = self.skeleton.checkpoint.shape(self.skeleton.keys[f"{linear_name}.weight"])
-        return torch.Size(shape).numel() * self.skeleton.checkpoint.dtype().itemsize
+        sizes = {size.name: size.weights for size in self.plan.sizes}
+        return sizes[linear_name] * self.skeleton.checkpoint.dtype().itemsize
 
     def block_bytes(self, index: int) -> int:
         return sum(parameter.numel() for parameter in self.skeleton.blocks[index].parameters()) * self.itemsize

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateur.models.checkpoint import Checkpoint
+from secateur.models.skeleton import Skeleton
 from secateur.pruning.records import LinearRecord
 
 POSITIONS, FEWEST = 65536, 512
@@ -24,10 +24,12 @@ POSITIONS, FEWEST = 65536, 512
 
 def sample_masks(folder: Path, records: Sequence[LinearRecord]) -> dict[str, Any]:
     """By linear: ``bits`` (base64, 1 = kept) at fixed positions, and how many ``weights`` they stand for."""
-    checkpoint, found = Checkpoint(folder), {}
+    skeleton, found = Skeleton(folder), {}
+    linears = {linear.name: linear for index in range(len(skeleton.blocks)) for linear in skeleton.linears(index)}
     each = max(FEWEST, math.ceil(POSITIONS / max(1, len(records))))
     for record in records:
-        kept = _in_dense_order(checkpoint.read(record.key) != 0, record).reshape(-1).numpy()
+        linear = linears.get(record.name) or skeleton.head()
+        kept = _in_dense_order(skeleton.stored.read(linear.weight) != 0, record).reshape(-1).numpy()
         places = positions(record.name, len(kept), each)
         bits = np.packbits(kept[places])
         found[record.name] = {
