@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from secateur.errors import ModelError, UsageError
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.model_class import model_class
 from secateur.models.skeleton import DTYPES, read_config
 
 MAX_LENGTH = 2048
@@ -23,7 +24,7 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = No
     """The model, in evaluation mode. ``dtype`` ``None``: as stored. Raises ``ModelError`` when it cannot be loaded."""
     checkpoint = Checkpoint(folder)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = model_class(read_config(folder)).from_pretrained(
             folder,
             dtype=dtype or checkpoint.dtype(),
             trust_remote_code=False,

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from secateur.errors import ModelError
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import experts_at, take_over_experts
+from secateur.models.model_class import from_config
 from secateur.models.stored import Place, StoredParameters
 from secateur.models.structure import Linear, find_blocks, find_linears, linear_at, refuse_unsupported
 
@@ -35,9 +36,13 @@ class Skeleton:
         self.model = empty_model(folder, self.dtype)
         self.model.eval()
         refuse_unsupported(self.model)
-        self.experts = take_over_experts(self.model)
+        take_over_experts(self.model)
         self.prefix, self.blocks = find_blocks(self.model)
         self.stored = StoredParameters(self.checkpoint, self.model)
+        config = self.model.config.get_text_config().to_dict()
+        self._heads = {
+            count for key, count in config.items() if isinstance(count, int) and "head" in key and "dim" not in key
+        }
         self._dtypes = {name: tensor.dtype for name, tensor in self.model.state_dict().items()}
         self._dtypes |= wider_dtypes(self.model, self.dtype)
         self._refuse_incomplete()
@@ -59,7 +64,7 @@ class Skeleton:
     def linears(self, index: int) -> list[Linear]:
         """The linears of block ``index``; their modules hold weights only while the block is loaded. One whose weight a
         block before has too is not among them."""
-        found = find_linears(self.blocks[index], f"{self.prefix}.{index}", index)
+        found = find_linears(self.blocks[index], f"{self.prefix}.{index}", index, self._heads)
         return [linear for linear in found if self._first_block(linear.weight.parameter) in (index, None)]
 
     def weight(self, linear: Linear) -> Tensor:
@@ -174,13 +179,8 @@ def empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     config = read_config(folder)
     try:
         with init_empty_weights(include_buffers=False):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except ValueError as error:
-        raise ModelError(
-            f"transformers has no causal language model for {type(config).__name__} ({folder}); Secateur prunes "
-            f"decoder-only models. It says: {' '.join(str(error).split())[:160]}"
-        ) from error
-    except (TypeError, ArithmeticError, RuntimeError) as error:
+            return from_config(config, dtype)
+    except (TypeError, ArithmeticError, RuntimeError, ValueError) as error:
         raise ModelError(f"{folder / 'config.json'} describes no model that can be built: {error!r}.") from error
 
 

@@ -121,9 +121,9 @@ class StoredParameters:
     def _convert(self, group: _Group, stored: Mapping[str, Tensor]) -> Parameters:
         if group.converter is None:
             return {group.first: stored[group.source]}
-        converter = deepcopy(group.converter)
+        converter: Any = deepcopy(group.converter)
         for key, pattern in group.sources.items():
-            converter.add_tensor(group.first, key, pattern, stored[key]) 
+            converter.add_tensor(group.first, key, pattern, stored[key])
         try:
             converted = converter.convert(group.first, model=self.model, config=self.model.config)
         except Exception as error:  # each conversion fails its own way
@@ -145,7 +145,7 @@ class StoredParameters:
                 raise ModelError(
                     f"transformers cannot store {name} of {type(self.model).__name__} the way it was stored."
                 )
-            reverse.add_tensor(renamed, name, pattern, tensor) 
+            reverse.add_tensor(renamed, name, pattern, tensor)
         reverted = reverse.convert(renamed, model=self.model, config=self.model.config)
         stored = {}
         for key in group.sources:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import ModelError
 from secateur.models.experts import Experts, experts_at
 from secateur.models.stored import Place
 
+FEWER_OUTPUTS = 16
+"""A linear with as many outputs as the model has heads, and so many times as many inputs, gives a number for each head."""
+
 
 @dataclass(frozen=True)
 class Linear:
     """A linear of a block. ``weight``, ``bias``: where they lie in the model's parameters. ``transposed``: the weight is
-    ``[in, out]`` there (GPT-2's Conv1D, some experts). ``experts``: the mixture of experts it is part of."""
+    ``[in, out]`` there (GPT-2's Conv1D, some experts). ``experts``: the mixture of experts it is part of.
+    ``steers``: its outputs choose or weigh, one for each expert, head or stream, and are no features: it stays dense
+    unless asked (docs/decisions/0016)."""
 
     name: str
     block: int
@@ -25,6 +33,7 @@ class Linear:
     bias: Place | None = None
     transposed: bool = False
     experts: Experts | None = None
+    steers: bool = False
 
     @property
     def rows(self) -> Tensor:
@@ -53,13 +62,15 @@ class Linear:
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The name and the list of the decoder blocks: the ``ModuleList`` with most weights in linears.
+    """The name and the list of the decoder blocks: the ``ModuleList`` with most weights in linears, of those that belong
+    to the language model and not to what sees or hears for it.
 
     Raises ``ModelError`` when there is none.
     """
+    others = tuple(f"{name}." for name in _other_models(model))
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList):
+        if isinstance(module, nn.ModuleList) and not name.startswith(others):
             weights = sum(_weight(linear).numel() for linear in module.modules() if is_linear(linear))
             if weights and (best is None or weights > best[0]):
                 best = (weights, name, module)
@@ -71,6 +82,19 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return best[1], best[2]
 
 
+def _other_models(model: nn.Module) -> list[str]:
+    """Names of the models inside a wrapper that are no language models: their configuration is of another class."""
+    config = getattr(model, "config", None)
+    if not isinstance(model, PreTrainedModel) or config is None:
+        return []
+    own = {type(config), type(config.get_text_config())}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel) and type(module.config) not in own
+    ]
+
+
 def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
@@ -80,20 +104,25 @@ def _weight(linear: nn.Module) -> Tensor:
     return linear.weight
 
 
-def find_linears(block: nn.Module, prefix: str, index: int) -> list[Linear]:
+STEERING = re.compile(r"(^|\.)(\w*router\w*|gate|altup|\w*hyper_connection|weights_proj)(\.|$)")
+"""Names of modules whose linears steer: routers, AltUp and hyper connections, indexers' scorers."""
+
+
+def find_linears(block: nn.Module, prefix: str, index: int, heads: Collection[int] = ()) -> list[Linear]:
     """The linears of a block, those of experts after the module that holds them; gates with a single output are no
-    matrices."""
-    found = []
+    matrices. ``heads``: numbers of heads that the model has, of whatever kind."""
+    linears = []
     for name, module in block.named_modules():
         if is_linear(module):
-            found.append(linear_at(f"{prefix}.{name}", index, module))
+            linear = linear_at(f"{prefix}.{name}", index, module)
+            few = linear.outputs in heads and linear.outputs * FEWER_OUTPUTS <= linear.inputs
+            linears.append(replace(linear, steers=few or bool(STEERING.search(name))))
         for experts in experts_at(module):
-            start = f"{prefix}.{name}"
             for kind, part in experts.linears.items():
                 weight, bias = experts.places[kind]
-                transposed = experts.module.is_transposed
-                found.append(Linear(f"{start}.{kind}", index, part, weight, bias, transposed, experts))
-    return [linear for linear in found if linear.outputs > 1]
+                transposed = experts.transposed
+                linears.append(Linear(f"{prefix}.{name}.{kind}", index, part, weight, bias, transposed, experts))
+    return [linear for linear in linears if linear.outputs > 1]
 
 
 def linear_at(name: str, block: int, module: nn.Module) -> Linear:
