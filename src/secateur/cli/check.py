@@ -38,6 +38,7 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
     from secateur.api import plan_run
     from secateur.cli.console import print_json
     from secateur.models.loading import quiet_transformers
+    from secateur.pipeline.pruning_facts import notes
     from secateur.pipeline.store import read_manifest
 
     quiet_transformers()
@@ -45,11 +46,12 @@ def describe(recipe: Any, common: Output, out: Path | None) -> int:
         check_evaluation_text(recipe)
     plan = plan_run(recipe, out)
     model, stage = plan.model, plan.pruning
-    weights = sum(linear.inputs * linear.outputs for linear in _linears(stage))
+    weights = sum(size.weights for size in stage.plan.sizes)
     found: dict[str, Any] = {
         "model": {"name": model.name, "folder": str(model.folder), "digest": model.digest},
         "blocks": len(stage.skeleton.blocks),
         "linears": len(stage.plan.sizes),
+        "notes": notes(stage),
         "prunable_weights": weights,
         "parameters": stage.skeleton.checkpoint.parameters,
         "stored_as": _name(stage.skeleton.checkpoint.dtype()),
@@ -87,6 +89,8 @@ def _print_run(found: dict[str, Any], recipe: Any, sentence: str, verbose: bool)
         f"model        {found['model']['name']} ({size}; stored in {found['stored_as']}, computed in {found['computed_in']})"
     )
     print_line(f"to prune     {found['linears']} linears, {found['prunable_weights']:,} weights")
+    for note in found["notes"]:
+        print_line(f"note         {note}")
     print_line(f"method       {recipe.pruning.method.name}, {found['pattern']}, sparsity {found['sparsity']:g}")
     if found["calibration"]:
         spec = found["calibration"]["spec"]
@@ -230,10 +234,3 @@ def describe_study(plan: Any, common: Output, out: Path | None) -> int:
     print_line(f"expected     {found['expected']['sentence']}")
     print_line(NOTHING_RUN)
     return 0
-
-
-def _linears(stage: Any) -> list[Any]:
-    from secateur.pruning.plan import prunable_linears
-
-    head = [stage.skeleton.head()] if stage.plan.head else []
-    return prunable_linears(stage.skeleton, stage.recipe.pruning.skip) + head

@@ -45,6 +45,7 @@ class PruningStage:
         spec = self.recipe.pruning
         weight = {} if spec.prompt_weight == 1 else {"prompt_weight": spec.prompt_weight}
         error = {"output_error": True} if spec.output_error else {}
+        error |= {"include": spec.include} if spec.include else {}
         device = pick_device(self.recipe.device).partition(":")[0]
         return {
             **weight,
@@ -104,6 +105,7 @@ def plan_prune(recipe: Recipe, model: ResolvedModel) -> PruningStage:
         spec.min_expert_tokens,
         spec.permute,
         spec.output_error,
+        spec.include,
     )
     return PruningStage(recipe, model, method, pattern, sparsity, plan, skeleton)
 

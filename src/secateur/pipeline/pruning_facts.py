@@ -8,6 +8,7 @@ from typing import Any
 
 from secateur.methods.base import Method
 from secateur.pipeline.calibrate import load_set
+from secateur.pipeline.prune import PruningStage
 from secateur.pruning.linear import FALLBACK
 from secateur.pruning.records import LinearRecord
 
@@ -23,6 +24,18 @@ def calibration_facts(calibration: Path | None) -> dict[str, Any] | None:
         "samples": len(found.samples),
         "tokens": found.tokens,
     }
+
+
+def notes(stage: PruningStage) -> list[str]:
+    """What a user should know of the model before it is pruned: what stays dense, and what the model does not load."""
+    told = [str(left) for left in stage.plan.left]
+    strays = stage.skeleton.stored.strays
+    if strays:
+        listed = ", ".join(strays[:3]) + (", ..." if len(strays) > 3 else "")
+        told.append(
+            f"{len(strays):,} stored tensors are none that transformers loads, and are kept as they are: {listed}."
+        )
+    return told
 
 
 def warnings(records: Sequence[LinearRecord], method: Method) -> list[str]:

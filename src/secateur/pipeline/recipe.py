@@ -120,6 +120,9 @@ class PruningSpec(Spec):
     )
     allocation: NamedOrText = Field(default_factory=lambda: Named(name="uniform"), description="see: ls allocations")
     skip: list[str] = Field(default_factory=list, description="globs of linears to leave dense, e.g. '*.k_proj'")
+    include: list[str] = Field(
+        default_factory=list, description="globs of linears to prune that stay dense otherwise: routers and the like"
+    )
     head: bool = Field(default=False, description="prune lm_head as well")
     propagation: Literal["block", "linear", "dense"] = Field(
         default="block",

@@ -66,10 +66,13 @@ def _tried(index: int, block: nn.Module, linears: Sequence[Linear], activations:
     while free:
         probe = _Probe(linears, free, dense.inputs)
         close = _close(probe.run(index, block, activations), output)
-        kept = [one for one in free if one.consumer.name in probe.followed]
+        followed = [one for one in free if one.consumer.name in probe.followed]
         if close:
-            return kept
-        # A producer's outputs went elsewhere too. If that was one of those left out, the rest is still good.
+            return followed
+        # A producer's outputs went elsewhere too. If that was one of those left out, the rest is still good; so may be
+        # experts that were sent other tokens because of it.
+        kept = [one for one in free if one.consumer.name in probe.followed | probe.rerouted]
+        kept = kept if len(kept) < len(free) else followed
         free = kept if len(kept) < len(free) else []
     return []
 
@@ -84,6 +87,8 @@ class _Probe:
         self.inputs: dict[str, Tensor] = dict(inputs or {})
         self.called: list[Linear] = []
         self.followed: set[str] = set()
+        self.rerouted: set[str] = set()
+        """Consumers that were called with other tokens than before."""
         self._noting = inputs is None
         self._orders: dict[str, Tensor] = {}
         self._consumed: dict[str, Tensor] = {}
@@ -140,6 +145,9 @@ class _Probe:
             if order is None:
                 return None
             former = self.inputs[linear.name]
+            if found.shape != former.shape:
+                self.rerouted.add(linear.name)
+                return None
             if _close(found, former[..., order.to(former.device)]):
                 self.followed.add(linear.name)
             return (former,), {}

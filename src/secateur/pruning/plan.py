@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from secateur.allocation.base import Allocation, LinearSize, Measured
@@ -13,7 +12,7 @@ from secateur.masks import Pattern
 from secateur.methods.base import Method
 from secateur.methods.initial import united
 from secateur.models.skeleton import Skeleton
-from secateur.models.structure import Linear
+from secateur.pruning.choice import LeftDense, choose_linears
 from secateur.statistics import ColumnNorms, Gram, Statistic
 
 Propagation = Literal["block", "linear", "dense"]
@@ -27,7 +26,7 @@ class PruningPlan:
 
     ``min_tokens``: an expert that saw fewer is pruned by magnitude. ``permute``: channels inside an MLP are reordered so
     that N:M keeps more (``pruning.permute``). ``output_error``: records say each linear's relative output error.
-    ``sparsities``: by linear name, once known.
+    ``left``: what of the blocks stays dense although nobody asked for it. ``sparsities``: by linear name, once known.
     """
 
     method: Method
@@ -39,6 +38,7 @@ class PruningPlan:
     min_tokens: int = 1
     permute: bool = False
     output_error: bool = False
+    left: tuple[LeftDense, ...] = ()
     sparsities: dict[str, float] = field(default_factory=dict)
 
     def statistics(self) -> tuple[type[Statistic], ...]:
@@ -68,16 +68,18 @@ def plan_pruning(
     min_tokens: int = 1,
     permute: bool = False,
     output_error: bool = False,
+    include: Sequence[str] = (),
 ) -> PruningPlan:
-    """Plan to prune the linears of all blocks but those whose names match a glob of ``skip``; with ``head``, the output
-    head too; with ``permute``, reorder channels; with ``output_error``, record what pruning did to outputs. An allocation that need not measure the dense model is applied at once.
+    """Plan to prune the linears of all blocks but those whose names match a glob of ``skip``, and those that steer unless
+    they match one of ``include``; with ``head``, the output head too; with ``permute``, reorder channels; with ``output_error``, record what pruning did to outputs. An allocation that need not measure the dense model is applied at once.
 
     Raises ``PatternError`` when an N:M pattern does not fit a linear, ``UsageError`` when a glob matches nothing or the
     allocation or ``permute`` does not suit the pattern, ``ModelError`` when the head is tied to the embeddings.
     """
     if permute:
         check_permute(pattern)
-    linears = prunable_linears(skeleton, skip) + ([skeleton.head()] if head else [])
+    choice = choose_linears(skeleton, skip, include)
+    linears = [*choice.linears, *([skeleton.head()] if head else [])]
     for linear in linears:
         pattern.check_width(linear.inputs, linear.name)
     if allocation.measures and pattern.structured and not pattern.mixed:
@@ -86,7 +88,9 @@ def plan_pruning(
             f"allow. Use the pattern 'mixed {pattern}' (no hardware format), or allocation uniform."
         )
     sizes = tuple(LinearSize(linear.name, linear.block, linear.inputs * linear.outputs) for linear in linears)
-    plan = PruningPlan(method, pattern, sparsity, allocation, sizes, head, min_tokens, permute, output_error)
+    plan = PruningPlan(
+        method, pattern, sparsity, allocation, sizes, head, min_tokens, permute, output_error, choice.left
+    )
     return plan if allocation.measures else plan.allocated()
 
 
@@ -102,16 +106,3 @@ def check_permute(pattern: Pattern, propagation: Propagation = "block") -> None:
             "pruning.permute decides the order of an MLP's channels before its first linear is pruned, but with "
             "pruning.propagation 'linear' the inputs of its last are not known by then. Set it to block or dense."
         )
-
-
-def prunable_linears(skeleton: Skeleton, skip: Sequence[str] = ()) -> list[Linear]:
-    """The linears of all blocks, in order, without those that match a glob of ``skip``."""
-    linears = [linear for index in range(len(skeleton.blocks)) for linear in skeleton.linears(index)]
-    for glob in skip:
-        if not any(fnmatchcase(linear.name, glob) for linear in linears):
-            names = ", ".join(linear.name for linear in linears[:3])
-            raise UsageError(f"pruning.skip has {glob!r}, which matches no linear; they are named like {names}.")
-    kept = [linear for linear in linears if not any(fnmatchcase(linear.name, glob) for glob in skip)]
-    if not kept:
-        raise UsageError(f"pruning.skip {list(skip)} leaves no linear to prune.")
-    return kept
