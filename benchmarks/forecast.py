@@ -122,7 +122,7 @@ def run(case: Case, model: Path, place: Path) -> dict[str, Any]:
     tokens = torch.randint(3, VOCABULARY, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
     phases, started, clock = Phases(), time.perf_counter(), time.process_time()
     with phases.phase("copy"):
-        output = skeleton.checkpoint.copy_to(place / "out")
+        output = skeleton.stored.copy_to(place / "out")
     with phases.phase("prune"):
         job = Job(plan, output, BlockJournal(Journal(place / "journal")))
         prune_blocks(skeleton, [job], make_batches(tokens, BATCH), Setting(case.propagation))

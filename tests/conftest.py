@@ -25,7 +25,6 @@ from secateur.masks import Pattern, parse_pattern
 from secateur.methods import METHODS
 from secateur.methods.base import Method, Pruned
 from secateur.models.batches import make_batches
-from secateur.models.checkpoint import Checkpoint
 from secateur.models.hidden import HiddenStates
 from secateur.models.loading import quiet_transformers
 from secateur.models.skeleton import Skeleton
@@ -159,7 +158,7 @@ def planned(
 def open_job(skeleton: Skeleton, plan: PruningPlan, out: Path) -> Job:
     """The job that fills ``out``: begun, or gone on with where an interrupted one stopped."""
     if not (out / "journal").exists():
-        skeleton.checkpoint.copy_to(out)
+        skeleton.stored.copy_to(out)
     (out / "journal").touch()
     return Job(plan, skeleton.stored.of_copy(out), BlockJournal(Journal(out / "journal")))
 
@@ -199,8 +198,14 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def masks_of(folder: Path, records: Sequence[LinearRecord]) -> dict[str, torch.Tensor]:
-    checkpoint = Checkpoint(folder)
-    return {record.name: checkpoint.read(record.key) != 0 for record in records}
+    return {name: weight != 0 for name, weight in weights_of(folder, records).items()}
+
+
+def weights_of(folder: Path, records: Sequence[LinearRecord]) -> dict[str, torch.Tensor]:
+    """The weights ``[out, in]`` of the linears in a saved model, by name."""
+    skeleton = Skeleton(folder)
+    linears = {linear.name: linear for index in range(len(skeleton.blocks)) for linear in skeleton.linears(index)}
+    return {record.name: skeleton.weight(linears[record.name]) for record in records}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,12 +9,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from conftest import Watched, planned, prune_folder, same_weights, save_model, sequences
+from conftest import Watched, planned, prune_folder, same_weights, save_model, sequences, weights_of
 from secateur import Recipe, prune
 from secateur.methods import METHODS
 from secateur.models.batches import make_batches
 from secateur.models.capture import capture
-from secateur.models.checkpoint import Checkpoint
 from secateur.models.loading import load_model
 from secateur.models.skeleton import Skeleton
 from secateur.pruning.linear import FALLBACK
@@ -202,9 +201,9 @@ def test_experts_with_few_tokens_are_pruned_by_magnitude(mixture, tmp_path, prop
     assert fed
     assert all(".experts." in record.name and record.tokens < 45 for record in starved)
     assert all(record.tokens >= 45 for record in fed)
-    ours, control = Checkpoint(tmp_path / "few"), Checkpoint(tmp_path / "control")
-    assert all(torch.equal(ours.read(record.key), control.read(record.key)) for record in starved)
-    assert not any(torch.equal(ours.read(record.key), control.read(record.key)) for record in fed)
+    ours, control = weights_of(tmp_path / "few", few), weights_of(tmp_path / "control", few)
+    assert all(torch.equal(ours[record.name], control[record.name]) for record in starved)
+    assert not any(torch.equal(ours[record.name], control[record.name]) for record in fed)
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
@@ -247,4 +246,8 @@ def test_starved_experts_are_a_warning_of_the_manifest(mixture, tmp_path, text_f
 def test_the_names_of_a_plan_are_those_of_the_checkpoint(mixture):
     skeleton = Skeleton(mixture)
     plan = planned(skeleton, "magnitude")
-    assert all(skeleton.keys[f"{size.name}.weight"] in skeleton.checkpoint for size in plan.sizes)
+    linears = {linear.name: linear for index in (0, 1) for linear in skeleton.linears(index)}
+    assert all(skeleton.stored.keys(linears[size.name].weight.parameter) for size in plan.sizes)
+    stored = {key for linear in linears.values() for key in skeleton.stored.keys(linear.weight.parameter)}
+    assert stored <= set(skeleton.checkpoint.names)
+    assert sum("experts" in key for key in stored) == 2 * EXPERTS * 3

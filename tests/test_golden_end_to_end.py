@@ -51,7 +51,7 @@ def test_masks_weights_and_logits_agree(golden, tmp_path, key, method, pattern, 
     folder, data = golden
     skeleton = Skeleton(folder)
     plan = plan_pruning(skeleton, method, parse_pattern(pattern), 0.5, Uniform())
-    output = skeleton.checkpoint.copy_to(tmp_path)
+    output = skeleton.stored.copy_to(tmp_path)
     job = Job(plan, output, BlockJournal(Journal(tmp_path / "journal")))
     prune_blocks(skeleton, [job], make_batches(data["tokens"].tolist(), batch))
     found = Checkpoint(tmp_path)

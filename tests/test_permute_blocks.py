@@ -96,7 +96,8 @@ def prune(model: Path, out: Path, method, permute=True, propagation="block", sto
     skeleton = Skeleton(model)
     method = METHODS.load(method)() if isinstance(method, str) else method
     plan = plan_pruning(skeleton, method, pattern, 0.5, Uniform(), permute=permute, **options)
-    output = Checkpoint(out) if (out / "journal").exists() else skeleton.checkpoint.copy_to(out)
+    begun = (out / "journal").exists()
+    output = skeleton.stored.of_copy(out) if begun else skeleton.stored.copy_to(out)
     job = Job(plan, output, BlockJournal(Journal(out / "journal")))
 
     def progress(done, total):
@@ -123,7 +124,10 @@ def test_a_reordered_model_computes_what_it_did(trained, tmp_path, propagation):
     torch.testing.assert_close(logits(tmp_path), logits(model), rtol=2e-4, atol=2e-4)
     before, after = Checkpoint(model), Checkpoint(tmp_path)
     changed = {key for key in before.names if not torch.equal(before.read(key), after.read(key))}
-    assert changed == {key for record in records if record.order for key in (record.key, *record.moved)}
+    if name == "mixtral":  # of each reordered expert, all three
+        assert len(changed) == 3 * sum(bool(record.order) for record in records)
+    else:
+        assert changed == {key for record in records if record.order for key in (record.key, *record.moved)}
     if name in ("opt", "gpt2", "gpt_neox"):
         assert any("bias" in key for key in changed)
 
@@ -222,7 +226,7 @@ def test_one_pass_reorders_for_each_of_several_prunings(llama, tmp_path):
         pattern = parse_pattern(text)
         plan = plan_pruning(skeleton, METHODS.load(name)(), pattern, 0.5, Uniform(), permute=permute)
         out = tmp_path / f"{name}-{len(jobs)}"
-        jobs.append(Job(plan, skeleton.checkpoint.copy_to(out), BlockJournal(Journal(out / "journal"))))
+        jobs.append(Job(plan, skeleton.stored.copy_to(out), BlockJournal(Journal(out / "journal"))))
     prune_blocks(skeleton, jobs, make_batches(tokens(), 2), Setting("dense"))
     orders = [[record.order for record in job.journal.records() if record.order] for job in jobs]
     assert [len(order) for order in orders] == [2, 2, 0]

@@ -85,7 +85,7 @@ def make_jobs(skeleton: Skeleton, request: Request) -> list[Job]:
     for number, (method, sparsity, pattern) in enumerate(asked):
         plan = plan_pruning(skeleton, METHODS.load(method)(), parse_pattern(pattern), sparsity, Uniform())
         folder = Path(request.out) / f"model-{number}"
-        output = skeleton.checkpoint.copy_to(folder)
+        output = skeleton.stored.copy_to(folder)
         jobs.append(Job(plan, output, BlockJournal(Journal(folder / "pruning.jsonl"))))
     return jobs
 
@@ -95,12 +95,14 @@ def main() -> None:
     skeleton = Skeleton(Path(request.model))
     batches = make_batches(request.tokens().tolist(), request.batch)
     jobs = make_jobs(skeleton, request)
-    names = {size.name: skeleton.keys[f"{size.name}.weight"] for size in jobs[0].plan.sizes}
+    linears = [linear for index in range(len(skeleton.blocks)) for linear in skeleton.linears(index)]
+    names = {size.name for size in jobs[0].plan.sizes}
+    places = {linear.name: linear.weight for linear in linears if linear.name in names}
     time_phases(phases, jobs)
     setting = Setting(request.propagation, HiddenStates())  # pyright: ignore[reportArgumentType]
     with Stopwatch(phases) as clock:
         loop.prune_blocks(skeleton, jobs, batches, setting)
-    weights = ((name, jobs[0].output.read(key)) for name, key in names.items()) if len(jobs) == 1 else ()
+    weights = ((name, jobs[0].output.read(place)) for name, place in places.items()) if len(jobs) == 1 else ()
     rows = batches[0].ids.numel()
     products = {key: moment._asdict() for key, moment in matrix_seconds(skeleton, rows, skeleton.dtype).items()}
     report(

@@ -84,6 +84,11 @@ class StoredParameters:
         other.__dict__ |= self.__dict__ | {"checkpoint": Checkpoint(folder), "_converted": {}, "_staged": {}}
         return other
 
+    def copy_to(self, folder: Path) -> StoredParameters:
+        """Copy the whole checkpoint; its parameters there."""
+        self.checkpoint.copy_to(folder)
+        return self.of_copy(folder)
+
     def _collect(self) -> None:
         """Find a group for every stored tensor, by the rules by which transformers loads them."""
         transforms = get_model_conversion_mapping(self.model)
@@ -179,6 +184,11 @@ class StoredParameters:
     def names_of(self, parameter: str) -> list[str]:
         """All names of a parameter: its own, and those of the parameters that it is tied to."""
         return [parameter, *self._tied.get(parameter, ())]
+
+    def key(self, parameter: str) -> str:
+        """The stored tensor that is the parameter; the parameter's own name if it is made of parts of several."""
+        group = self._by_parameter[self.owner(parameter)]
+        return parameter if group.converter else group.source
 
     def keys(self, parameter: str, copies: bool = False) -> list[str]:
         """The stored tensors that the parameter is made of; others may be made of them too. ``copies``: also those

@@ -188,7 +188,7 @@ def _copy(building: _Building) -> None:
     for left in building.folder.glob(f"{PREFIX}*"):  # of a run that was killed
         shutil.rmtree(left)
     if not (building.folder / RECORDS).exists():
-        building.stage.skeleton.checkpoint.copy_to(building.folder)
+        building.stage.skeleton.stored.copy_to(building.folder)
         (building.folder / RECORDS).touch()
 
 

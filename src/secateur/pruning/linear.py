@@ -78,7 +78,7 @@ def prune_linear(
     _check_finite(sound, result, linear)
     record = LinearRecord(
         name=linear.name,
-        key=skeleton.stored.keys(linear.weight.parameter)[0],
+        key=skeleton.stored.key(linear.weight.parameter),
         block=linear.block,
         outputs=linear.outputs,
         inputs=linear.inputs,

@@ -14,7 +14,7 @@ class LinearRecord:
     weight that was kept may have been zero before). ``tokens``: calibration tokens behind its statistics, those of
     prompts by their weight.
 
-    ``key``: the stored tensor that it is, or the first of those that it is made of or part of.
+    ``key``: the stored tensor that it is (part of), or the model's parameter if that is made of several.
     ``order``: if not empty, its inputs were reordered: place p has the dense model's input ``order[p]``. ``moved``: the
     weights and biases whose rows were put in that order with them, by name, and the dimension the rows lie along
     (of k times as many rows, each k-th part)."""

@@ -136,8 +136,8 @@ class _Check:
             yield from _linear_problems(rows, self.records[linear.name], self.pattern, self.asked)
             self.zeros += int((rows == 0).sum())
         if not same_bits(loaded, expected):
-            what = "have its rows reordered and nothing else" if parameter in self._moved else "be the dense model's"
-            yield f"{parameter} should {what} outside of what was pruned, but is not"
+            moved = " with its rows reordered, but is not" if parameter in self._moved else ""
+            yield f"{parameter} should be the dense model's{moved or ' outside of what was pruned, but is not'}"
 
 
 def _linear_problems(rows: Tensor, record: LinearRecord, pattern: Pattern, asked: Mapping[str, float]) -> Iterator[str]:
