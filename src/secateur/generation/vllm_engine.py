@@ -15,8 +15,8 @@ from secateur.calibration.sample import Sample
 from secateur.errors import ModelError, NumericsError, UsageError
 from secateur.generation.engine import Engine, EngineSettings, Sampling, batch_seed
 from secateur.generation.transformers_engine import end_tokens, ended
+from secateur.models.configuration import read_config
 from secateur.models.loading import settled_dtype
-from secateur.models.skeleton import read_config
 from secateur.registry import suggestion
 
 

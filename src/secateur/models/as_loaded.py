@@ -12,7 +12,7 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.skeleton import empty_model
+from secateur.models.configuration import empty_model
 
 
 class AsLoaded:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from secateur.errors import ModelError
+from secateur.models.layout import read_layout
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
-OWN_FILES = {"README.md", "manifest.json", "training.json", "pruning.jsonl", "survey.jsonl"}
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""The dtypes that Secateur prunes, by what safetensors calls them."""
+
+LFS_POINTER = b"version https://git-lfs"
+
+QUANTISED_NAMES = re.compile(
+    r"(^|[._])(weight|qweight|q_weight|qzeros|weight_packed|packed_weight|weight_q|W_q|blocks|(gate|up|gate_up|down)_proj)$"
+)
+"""What tensors that hold quantised weights as integers are called, by the last part of their names."""
 
 
 @dataclass(frozen=True)
@@ -39,43 +47,40 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.files = self._find_files()
+        self.layout = read_layout(self.folder)
+        self.files = list(self.layout.weights)
         self._places: dict[str, _Place] = {}
         self._touched: set[str] = set()
         for file in self.files:
-            self._places |= self._read_header(file)
+            self._add(self._read_header(file))
 
-    def _find_files(self) -> list[str]:
-        """The single file if there is one, as transformers does, else the shards that the index names."""
-        if (self.folder / WEIGHTS).is_file():
-            return [WEIGHTS]
-        if not (self.folder / INDEX).is_file():
-            others = sorted(path.name for path in self.folder.glob("*") if path.suffix in OTHER_WEIGHTS)
-            found = f"it has {', '.join(others[:3])}, which Secateur does not read" if others else "it has no weights"
-            raise ModelError(
-                f"The model folder {self.folder} has no {WEIGHTS} and no {INDEX}; {found}. Save it again with "
-                "save_pretrained (safetensors)."
-            )
-        try:
-            files = sorted(set(json.loads((self.folder / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"The index {self.folder / INDEX} is damaged ({error!r}); download it again.") from error
-        for file in files:
-            if Path(file).name != file or not (self.folder / file).is_file():
+    def _add(self, places: dict[str, _Place]) -> None:
+        for name, place in places.items():
+            before = self._places.setdefault(name, place)
+            if before is not place:
                 raise ModelError(
-                    f"{self.folder / INDEX} names {file}, but there is no such file beside it; download it again."
+                    f"{name} is stored twice in {self.folder}: in {before.file} and in {place.file}. Save the model again with "
+                    "save_pretrained."
                 )
-        return files
 
     def _read_header(self, file: str) -> dict[str, _Place]:
         path = self.folder / file
         try:
+            with path.open("rb") as stream:
+                start = stream.read(len(LFS_POINTER))
+            if start == LFS_POINTER:
+                raise ModelError(
+                    f"The weight file {path} is a pointer of Git LFS, not the weights themselves. Run 'git lfs pull' where the "
+                    "model was cloned, or download it again."
+                )
             with safe_open(path, framework="pt"):  # checks the header against the file's length
                 pass
             with path.open("rb") as stream:
                 length = int.from_bytes(stream.read(8), "little")
                 header = json.loads(stream.read(length))
-        except (SafetensorError, OSError, ValueError) as error:
+        except OSError as error:
+            raise ModelError(f"The weight file {path} cannot be read: {error.strerror or error}.") from error
+        except (SafetensorError, ValueError) as error:
             raise ModelError(
                 f"The weight file {path} ({path.stat().st_size:,} bytes) is truncated or damaged: {error}. "
                 "Download or save it again."
@@ -102,6 +107,21 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._places[name].shape
 
+    def stored_as(self, name: str) -> str:
+        """What safetensors calls the dtype of a tensor: F32, BF16, F8_E4M3, I32, ..."""
+        return self._places[name].dtype
+
+    @property
+    def left_behind(self) -> tuple[str, ...]:
+        """What the folder has besides and ``copy_to`` does not copy: weights that transformers does not load, and
+        sub-folders (they end in a slash)."""
+        return self.layout.left_behind
+
+    @property
+    def quantised(self) -> list[str]:
+        """The tensors that hold weights as something else than floating-point numbers of 16 bits or more."""
+        return [name for name, place in self._places.items() if _is_quantised(name, place)]
+
     @property
     def parameters(self) -> int:
         """Stored numbers, all tensors together."""
@@ -112,18 +132,18 @@ class Checkpoint:
         return sum((self.folder / file).stat().st_size for file in self.files)
 
     def dtype(self) -> torch.dtype:
-        """The floating dtype that most of the stored bytes have."""
+        """The floating dtype that most of the stored floating-point bytes have. Raises ``ModelError`` when there are none
+        of fp32, bf16 and fp16."""
         sizes: dict[str, int] = {}
         for place in self._places.values():
             sizes[place.dtype] = sizes.get(place.dtype, 0) + place.stop - place.start
-        known = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-        floating = {name: size for name, size in sizes.items() if name in known}
-        if not floating or max(sizes, key=sizes.__getitem__) not in known:
+        floating = {name: size for name, size in sizes.items() if name in FLOATS}
+        if not floating:
             raise ModelError(
-                f"The weights in {self.folder} are stored as {', '.join(sorted(sizes))}; Secateur prunes fp32, bf16 and "
-                "fp16 weights. Quantised checkpoints cannot be pruned."
+                f"The weights in {self.folder} are stored as {', '.join(sorted(sizes)) or 'nothing at all'}; Secateur reads "
+                "fp32, bf16 and fp16 weights."
             )
-        return known[max(floating, key=floating.__getitem__)]
+        return FLOATS[max(floating, key=floating.__getitem__)]
 
     def read(self, name: str, part: tuple[int | slice, ...] = ()) -> Tensor:
         """One tensor, or a part of it by its index, on the CPU, as stored."""
@@ -160,16 +180,19 @@ class Checkpoint:
     def copy_to(self, folder: Path) -> Checkpoint:
         """Copy the weights and what else makes a model folder (configuration, tokenizer, licence); the copy's checkpoint.
 
-        Weights in other formats or under other names would be left unpruned; they and an earlier run's records stay
-        behind, as do sub-folders.
+        What transformers does not load from the folder would stay unpruned: it is ``left_behind``. An earlier run's
+        records are not copied either.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        index = {INDEX} if WEIGHTS not in self.files else set()
-        for path in sorted(self.folder.iterdir()):
-            weights = path.suffix in {*OTHER_WEIGHTS, ".safetensors"} or path.name.endswith(".safetensors.index.json")
-            wanted = path.name in {*self.files, *index} or not (
-                weights or path.name in OWN_FILES or path.name.startswith(".")
-            )
-            if path.is_file() and wanted:
-                shutil.copyfile(path, folder / path.name)
+        for file in self.layout.files:
+            target = folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.folder / file, target)
         return Checkpoint(folder)
+
+
+def _is_quantised(name: str, place: _Place) -> bool:
+    """By its dtype: fewer than 16 bits; or integers under a name that only weights have, and not masks or positions."""
+    if place.dtype.startswith(("F4", "F6", "F8")):
+        return True
+    integers = place.dtype.startswith(("I", "U"))
+    return integers and len(place.shape) > 0 and bool(QUANTISED_NAMES.search(name))

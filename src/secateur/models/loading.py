@@ -13,34 +13,63 @@ from transformers.utils import logging as transformers_logging
 
 from secateur.errors import ModelError, UsageError
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.configuration import causal_config, quantisation, refuse_quantised, said
 from secateur.models.model_class import model_class
-from secateur.models.skeleton import DTYPES, read_config
+from secateur.models.skeleton import DTYPES
 
 MAX_LENGTH = 2048
 """Sample length when the model allows it: what the field's programs use."""
 
 
 def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model, in evaluation mode. ``dtype`` ``None``: as stored. Raises ``ModelError`` when it cannot be loaded."""
-    checkpoint = Checkpoint(folder)
+    """The model, in evaluation mode. ``dtype`` ``None``: as stored; parameters that the model's class insists on having in
+    float32 are, whatever is asked. Raises ``ModelError`` when it cannot be loaded whole."""
+    model = _loaded(folder, dtype, None)
     try:
-        loaded: Any = model_class(read_config(folder)).from_pretrained(
+        return model.to(device).eval()
+    except (ValueError, NotImplementedError) as error:  # quantised models stay where they were loaded
+        raise ModelError(f"{folder} cannot be moved to {device}: {said(error)}") from error
+
+
+def check_loadable(folder: Path) -> None:
+    """Raise ``ModelError`` when ``load_model`` would: the model is loaded as a whole but for the numbers. Quantised models
+    are let pass: whether they can be loaded shows when they are."""
+    if quantisation(folder) is None:
+        _loaded(folder, None, "meta")
+
+
+def _loaded(folder: Path, dtype: torch.dtype | None, device_map: str | None) -> PreTrainedModel:
+    checkpoint, config = Checkpoint(folder), causal_config(folder)
+    by_config = quantisation(folder)
+    if checkpoint.quantised and not by_config:
+        refuse_quantised(folder)  # transformers would take the integers for weights
+    try:
+        loaded: Any = model_class(config).from_pretrained(
             folder,
-            dtype=dtype or checkpoint.dtype(),
+            config=config,
+            dtype="auto" if by_config else dtype or checkpoint.dtype(),
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            device_map=device_map,
         )
         model, info = loaded
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise ModelError(f"transformers cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
-    absent = sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])])
+    except ModelError:
+        raise
+    except Exception as error:  # libraries that are missing, values that make no sense: each fails its own way
+        raise ModelError(f"transformers cannot load {folder}: {said(error, folder)}") from error
+    for name, stored, expected in sorted(info["mismatched_keys"]):
+        raise ModelError(
+            f"{name} in {folder} has the shape {tuple(stored)}, but config.json asks for {tuple(expected)}."
+        )
+    absent = sorted(info["missing_keys"])
     if absent:
         raise ModelError(
-            f"The checkpoint {folder} lacks {len(absent)} of the weights its config.json asks for, or has them in another "
-            f"shape, the first being {absent[0]!r}. They do not belong together."
+            f"The checkpoint {folder} lacks {len(absent)} of the weights its config.json asks for, the first being "
+            f"{absent[0]!r}. They do not belong together."
         )
-    return model.to(device).eval()
+    return model
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -55,12 +84,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     # Long documents are tokenised whole and cut into windows afterwards; the tokenizer's own limit would only warn.
     tokenizer.model_max_length = int(1e30)
     return tokenizer
-
-
-def max_positions(folder: Path) -> int | None:
-    """How many positions the model was made for, from its config; ``None`` when it does not say."""
-    found = getattr(read_config(folder).get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
 
 
 def pick_device(device: str) -> str:

@@ -30,7 +30,7 @@ def model_class(config: PreTrainedConfig) -> Any:
             return named
     raise ModelError(
         f"transformers has no causal language model for {type(config).__name__} (model_type {config.model_type!r}); Secateur "
-        "prunes decoder-only models."
+        "works on decoder-only models."
     )
 
 

@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from secateur.errors import ModelError
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.configuration import empty_model
 from secateur.models.experts import experts_at, take_over_experts
-from secateur.models.model_class import from_config
 from secateur.models.stored import Place, StoredParameters
 from secateur.models.structure import Linear, find_blocks, find_linears, linear_at, refuse_unsupported
 
@@ -164,24 +163,6 @@ def wider_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.
     }
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a model folder. Raises ``ModelError`` when transformers does not know it."""
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # each configuration class checks its values its own way
-        raise ModelError(
-            f"transformers cannot read {folder / 'config.json'}: {' '.join(str(error).split())[:300]}"
-        ) from error
-
-
-def empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of ``folder``'s config.json with parameters on the meta device and real buffers."""
-    config = read_config(folder)
-    try:
-        with init_empty_weights(include_buffers=False):
-            return from_config(config, dtype)
-    except (TypeError, ArithmeticError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} describes no model that can be built: {error!r}.") from error
 
 
 def _empty(modules: Iterable[nn.Module]) -> None:

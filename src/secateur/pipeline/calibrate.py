@@ -15,7 +15,7 @@ from secateur.calibration.sample import CalibrationSet, read_samples
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import MIXTURE, SELF, resolve_source, resolve_text_source
 from secateur.errors import ModelError, RecipeError, UsageError
-from secateur.models.loading import load_tokenizer, pick_device, settled_dtype
+from secateur.models.loading import check_loadable, load_tokenizer, pick_device, settled_dtype
 from secateur.pipeline.calibration_stage import (
     SAMPLES,
     CalibrationStage,
@@ -92,6 +92,7 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
                 "use paper-joined (which paper means for them), concat or document."
             )
         sampling_of(recipe)
+        check_loadable(model.folder)
         generation = spec.generation.model_dump() | {"engine": _deciding_engine(recipe)}
         material = material_of(recipe, tokenizer)
         style.check(material, packing.length)

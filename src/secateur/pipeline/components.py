@@ -19,7 +19,8 @@ from secateur.generation.styles.base import Style
 from secateur.methods import METHODS
 from secateur.methods.base import Method
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.loading import MAX_LENGTH, max_positions
+from secateur.models.configuration import max_positions
+from secateur.models.loading import MAX_LENGTH
 from secateur.models.locate import DECIDING_FILES, REFERENCE, locate_model
 from secateur.pipeline.recipe import Named, Recipe
 from secateur.pipeline.store import digest_of, file_digest

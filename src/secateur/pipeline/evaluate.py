@@ -14,8 +14,8 @@ from secateur.errors import ModelError, UsageError
 from secateur.evaluation.protocol import parse_protocol
 from secateur.evaluation.task import EvaluationTask
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.loading import pick_device, settled_dtype
-from secateur.models.skeleton import read_config
+from secateur.models.configuration import vocabulary_size
+from secateur.models.loading import check_loadable, pick_device, settled_dtype
 from secateur.pipeline.components import ResolvedModel, resolve_model
 from secateur.pipeline.evaluation_tasks import plan_tasks
 from secateur.pipeline.evaluator import Evaluator, Measurement
@@ -88,6 +88,8 @@ def plan_evaluation(
         )
     differs = dense is not None and dense.digest != model.digest
     compared = dense if spec.fidelity and differs else None
+    for one in (model, *([compared] if compared else [])):
+        check_loadable(one.folder)
     resolved = {
         "stage": "evaluation",
         "format": FORMAT,
@@ -119,7 +121,7 @@ def _more(spec: EvaluationSpec, tasks: Sequence[EvaluationTask], reference: Eval
 
 
 def _vocabulary(model: ResolvedModel) -> int:
-    return read_config(model.folder).get_text_config().vocab_size
+    return vocabulary_size(model.folder)
 
 
 def dense_model_of(model: ResolvedModel) -> ResolvedModel | None:

@@ -17,9 +17,9 @@ from secateur.calibration.exchange.places import formats, named_format, rows_at
 from secateur.calibration.exchange.rows import RowReader, rows_of
 from secateur.calibration.sample import CalibrationSet, Sample, write_samples
 from secateur.errors import ModelError, StoreError, UsageError
+from secateur.models.configuration import vocabulary_size
 from secateur.models.loading import load_tokenizer
 from secateur.models.locate import locate_model
-from secateur.models.skeleton import read_config
 from secateur.pipeline.calibrate import existing_set, load_set
 from secateur.pipeline.calibration_stage import SAMPLES
 from secateur.pipeline.components import ResolvedModel, resolve_model
@@ -180,7 +180,7 @@ def plan_import(data: Path | str | Iterable[Row], model: str, reporter: Reporter
     Raises ``CalibrationError`` for what cannot become samples of the model, ``UsageError`` for what is no such data.
     """
     resolved = resolve_model(model)
-    vocabulary = read_config(resolved.folder).get_text_config().vocab_size
+    vocabulary = vocabulary_size(resolved.folder)
     reader = RowReader(resolved.name, vocabulary, resolved.positions)
     place = None
     if isinstance(data, str | Path):

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from secateur.generation.self_generation import Generated
-from secateur.models.skeleton import read_config
+from secateur.models.configuration import vocabulary_size
 
 FEW_PROMPTS = 8
 """Fewer distinct prompts than this, for four times as many generations or more, are worth a warning."""
@@ -20,7 +20,7 @@ FEW_PROMPTS = 8
 def vocabulary_facts(model: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """How many ids the model knows, and a digest of what they stand for: a set fits models that agree in both."""
     return {
-        "vocabulary": read_config(model).get_text_config().vocab_size,
+        "vocabulary": vocabulary_size(model),
         "tokenizer": tokenizer_digest(tokenizer),
     }
 
