@@ -163,8 +163,6 @@ def wider_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.
     }
 
 
-
-
 def _empty(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         for name, parameter in list(module.named_parameters(recurse=False)):
