@@ -154,7 +154,7 @@ def test_vllm_is_asked_for_what_the_recipe_says(llama, vllm):
     asked = recorded_vllm.LLM.arguments
     assert asked["tensor_parallel_size"] == 2
     assert asked["memory"] == 0.5
-    assert asked["max_model_len"] == 48
+    assert asked["max_model_len"] == 49  # one more for a begin token
     assert asked["max_num_seqs"] == 3
     assert asked["dtype"] == "bfloat16"
     assert engine.end_tokens == [1]

@@ -30,12 +30,19 @@ class Context(ABC):
 
     @abstractmethod
     def mean_logprobs(self, samples: Sequence[Sample], model: str | None = None) -> list[float]:
-        """Mean log-probability in nats of each sample's tokens after its first; another model reads the samples' text."""
+        """Mean log-probability in nats of each sample's tokens after the begin token, which is put before a sample that
+        lacks it if the model's tokenizer puts one before text; else of those after its first token. Another model reads
+        the samples' text."""
+
+    def counted(self, sample: Sample) -> int:
+        """How many tokens the mean of ``mean_logprobs`` is over."""
+        return len(sample.token_ids) - 1
 
     @abstractmethod
     def min_k(self, samples: Sequence[Sample], share: float, plus: bool = True) -> list[float]:
         """Mean over the ``share`` least likely tokens of each sample of log p (Min-K %), or, with ``plus``, of log p
-        standardised by its mean and deviation under the model's own distribution at that token (Min-K %++)."""
+        standardised by its mean and deviation under the model's own distribution at that token (Min-K %++). The tokens are
+        those of ``mean_logprobs``."""
 
     @abstractmethod
     def activations(self, samples: Sequence[Sample], dimensions: int) -> np.ndarray:
@@ -44,5 +51,5 @@ class Context(ABC):
 
     @abstractmethod
     def gradients(self, samples: Sequence[Sample], dimensions: int, adam: bool) -> np.ndarray:
-        """The loss gradient of each sample in low-rank adapters of the linears, ``[samples, dimensions]`` fp32, randomly
-        projected; with ``adam``, as the step that Adam would take."""
+        """The gradient of each sample's loss, over the tokens of ``mean_logprobs``, in low-rank adapters of the linears,
+        ``[samples, dimensions]`` fp32, randomly projected; with ``adam``, as the step that Adam would take."""

@@ -21,7 +21,8 @@ class Sample:
     """One token sequence the model will see. Its identity is its ids: re-tokenised text is another sample.
 
     ``prompt_tokens``: how many ids at the start were given rather than generated, BOS included. ``mean_logprob``:
-    mean log-probability of the ids after the first under the model, in nats.
+    mean log-probability under the model, in nats, of the ids after the begin token, which stood before a sample that lacks
+    it if the model's tokenizer puts one before text; else of the ids after the first.
     """
 
     token_ids: tuple[int, ...]

@@ -153,6 +153,7 @@ def describe_evaluations(recipe: Any, against: str | None, common: Output) -> in
     """What would be measured, on what, and which scores are there; nothing is measured."""
     from secateur.api import plan_evaluations
     from secateur.cli.console import print_json, print_line
+    from secateur.evaluation.protocol import placed
     from secateur.models.loading import quiet_transformers
     from secateur.pipeline.store import finished
 
@@ -171,7 +172,8 @@ def describe_evaluations(recipe: Any, against: str | None, common: Output) -> in
     if len(stages) > 1:
         print_line(f"dense        {stages[1].model.name}, measured too, and compared with")
     limit = f", {first.limit} windows or documents at most" if first.limit else ""
-    print_line(f"text         {first.source.name}, {first.protocol}{limit}")
+    begin = placed(first.begin.place, first.protocol)
+    print_line(f"text         {first.source.name}, {first.protocol}, {begin}{limit}")
     if tasks := _tasks(recipe):
         print_line(f"tasks        {', '.join(tasks)}")
     for one in found:

@@ -83,9 +83,10 @@ def _row(name: str, words: str, result: Any, seconds: float) -> dict[str, Any]:
 
 def _print(rows: list[dict[str, Any]], dense: Any, result: Any, continuations: dict[str, str], pattern: str) -> None:
     from secateur.cli.console import print_line, print_table
+    from secateur.evaluation.protocol import said
 
     print_line(
-        f"Held-out perplexity of the bundled model ({dense['protocol']}, {dense['tokens']:,} tokens), pruned to {pattern}:"
+        f"Held-out perplexity of the bundled model ({said(dense)}, {dense['tokens']:,} tokens), pruned to {pattern}:"
     )
     print_line()
     table = [["dense", f"{dense['value']:.2f}", "1.00 x", "0.0%", ""]]

@@ -101,10 +101,13 @@ def score_lines(scores: dict, dense_scores: dict) -> list[str]:
     """Perplexity and fidelity, for people."""
     if not scores:
         return []
+    from secateur.evaluation.protocol import said
+
     found = scores["perplexity"]
-    what = f"({found['protocol']}, {found['tokens']:,} tokens)"
+    what = f"({said(found)}, {found['tokens']:,} tokens)"
+    notes = [f"note           {found['note']}"] if "note" in found else []
     if not dense_scores:
-        return [f"perplexity     {found['value']:.3f} {what}"]
+        return [f"perplexity     {found['value']:.3f} {what}", *notes]
     dense = dense_scores["perplexity"]["value"]
     lines = [f"perplexity     dense {dense:.3f}, pruned {found['value']:.3f} = {found['value'] / dense:.2f} x {what}"]
     if "fidelity" in scores:
@@ -112,4 +115,4 @@ def score_lines(scores: dict, dense_scores: dict) -> list[str]:
         lines.append(
             f"fidelity       KL {near['kl']:.4f}, Jensen-Shannon {near['js']:.4f} nats, same likeliest token {near['top1']:.1%}"
         )
-    return lines
+    return lines + notes

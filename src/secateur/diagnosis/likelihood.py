@@ -13,7 +13,7 @@ LOSS_AT_MOST = 700.0  # exp of more is no fp64 number
 
 
 def _look(subject: Subject) -> Finding:
-    samples = [sample for sample in subject.samples if len(sample.token_ids) > 1]
+    samples = [sample for sample in subject.samples if subject.context.counted(sample) > 0]
     if not samples:
         return Finding()
     means = subject.context.mean_logprobs(samples)
@@ -22,7 +22,7 @@ def _look(subject: Subject) -> Finding:
             f"{sum(not math.isfinite(value) for value in means)} of {len(samples)} samples have no finite perplexity: the "
             "model's outputs may not be finite in this dtype. Compute in a wider one (--set dtype=float32)."
         )
-    weights = [len(sample.token_ids) - 1 for sample in samples]
+    weights = [subject.context.counted(sample) for sample in samples]
     total = math.fsum(mean * weight for mean, weight in zip(means, weights, strict=True))
     each = sorted(math.exp(min(-mean, LOSS_AT_MOST)) for mean in means)
     low, middle, high = np.quantile(each, [0.1, 0.5, 0.9]).tolist()
@@ -46,7 +46,9 @@ def _mean(values: list[float]) -> float:
 LIKELIHOOD = Family(
     "Likelihood under the model",
     {
-        "perplexity": Quantity("perplexity", "exp(-mean log p) over all tokens after each sample's first"),
+        "perplexity": Quantity(
+            "perplexity", "exp(-mean log p) over all tokens after the begin token, or each sample's first"
+        ),
         "perplexity_median": Quantity("median sample", "perplexity of the median sample"),
         "perplexity_p10": Quantity("10 % quantile", "a tenth of the samples have a lower perplexity"),
         "perplexity_p90": Quantity("90 % quantile", "a tenth of the samples have a higher perplexity"),

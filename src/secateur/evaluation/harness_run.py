@@ -29,7 +29,8 @@ NEW_TOKENS = 256
 
 
 class HarnessModel(TemplateLM):
-    """A ``Scorer`` as lm-eval asks for it. Tokens, prefixes and truncation are those of its own Hugging Face model."""
+    """A ``Scorer`` as lm-eval asks for it. Tokens, prefixes and truncation are those of its own Hugging Face model, whose
+    ``add_bos_token`` is true where the scorer's ``bos`` is ``every``, false where it is ``none``, else left open."""
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
@@ -48,7 +49,11 @@ class HarnessModel(TemplateLM):
         begins = string.startswith(str(self.scorer.tokenizer.decode(self.scorer.prefix)))
         if add_special_tokens is False or begins:
             return list(self.scorer.encode(string))
-        return self.scorer.tokenizer.encode(string)
+        return list(self.scorer.special(string))
+
+    @property
+    def add_bos_token(self) -> bool | None:
+        return {"every": True, "none": False}.get(self.scorer.bos)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
@@ -122,6 +127,7 @@ def run_harness(tasks: Mapping[str, Any], scorer: Scorer, limit: int | None, loc
         "version": _same(found["versions"].values()),
         "fewshot": _same(found["n-shot"].values()),
         "limit": limit,
+        "add_bos_token": model.add_bos_token,
         "batch_size": scorer.batch_size or scorer.largest_batch,
         "cut": scorer.cut - cut,
         "lm_eval": version("lm_eval"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -17,12 +18,19 @@ LOSS_AT_MOST = 700.0
 
 @dataclass(frozen=True)
 class Perplexity:
-    """``value`` by ``protocol`` over ``sequences`` windows or documents of ``tokens`` tokens in all."""
+    """``value`` by ``protocol`` over ``sequences`` windows or documents of ``tokens`` tokens in all. ``bos``: where the begin
+    token stands (``evaluation.begin.Place``), if that is known; ``note``: what is to be known of that."""
 
     value: float
     protocol: str
     sequences: int
     tokens: int
+    bos: str | None = None
+    note: str = ""
+
+    def scores(self) -> dict[str, Any]:
+        """As a scores file has it."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
 
 
 def perplexity(
@@ -43,7 +51,8 @@ def perplexity_of(losses: Sequence[float], text: EvaluationText, protocol: Proto
     """The perplexity by ``protocol``, from the mean loss in nats of each sequence of ``text``."""
     concat = protocol.window is not None
     value = _exp(sum(losses) / len(losses)) if concat else sum(map(_exp, losses)) / len(losses)
-    return Perplexity(value, str(protocol), len(losses), text.tokens)
+    place, note = (text.begin.place, text.begin.note) if text.begin else (None, "")
+    return Perplexity(value, str(protocol), len(losses), text.tokens, place, note)
 
 
 def sequence_losses(

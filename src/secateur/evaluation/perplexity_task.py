@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import resolve_text_source
+from secateur.evaluation.begin import BeginToken
 from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.protocol import PROTOCOLS, EvaluationText, Protocol, tokenise
 from secateur.evaluation.scorer import Scorer
@@ -16,7 +17,8 @@ from secateur.evaluation.text_task import TextTask
 @dataclass(frozen=True)
 class PerplexityTask(TextTask):
     """``ppl`` by the protocol of the task's name. ``text`` ``None``: the protocol's own; ``limit``: at most so many windows
-    or documents, evenly spread. Windows are as long as the model's positions where those are fewer."""
+    or documents, evenly spread. Windows are as long as the model's positions where those are fewer. The begin token stands
+    where the paper's program has it, unless the evaluation says otherwise."""
 
     text: str | None = None
     split: str | None = None
@@ -31,17 +33,18 @@ class PerplexityTask(TextTask):
         return resolve_text_source(name, self.text_key, split)
 
     def score(self, scorer: Scorer) -> TaskScore:
-        protocol = self.protocol
+        protocol, begin = self.protocol, self.protocol.begin(scorer.bos, scorer.tokenizer)
         if protocol.window and scorer.positions and scorer.positions < protocol.window:
             protocol = replace(protocol, window=scorer.positions, name="")
-        text = scorer.keep(self, lambda: self._tokenised(protocol, scorer))
+        text = scorer.keep(self, lambda: self._tokenised(protocol, scorer, begin))
         found = perplexity(scorer.model, text, protocol, scorer.batch_size, scorer.progress)
         facts = {"protocol": str(protocol), "tokens": found.tokens, "text": self.source().name, "cut": text.cut}
+        facts |= {"bos": begin.place} | ({"note": begin.note} if begin.note else {})
         return TaskScore({"ppl": found.value}, found.sequences, facts=facts)
 
-    def _tokenised(self, protocol: Protocol, scorer: Scorer) -> EvaluationText:
+    def _tokenised(self, protocol: Protocol, scorer: Scorer, begin: BeginToken) -> EvaluationText:
         texts = [text for _, text in self.source().texts() if protocol.window or text.strip()]
-        return tokenise(texts, scorer.tokenizer, protocol, scorer.positions, self.limit)
+        return tokenise(texts, scorer.tokenizer, protocol, scorer.positions, self.limit, begin)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.calibration.sample import Sample
 from secateur.errors import ModelError
+from secateur.evaluation.begin import Choice, put_by_hand
 from secateur.generation.engine import Sampling, batch_seed
 from secateur.generation.transformers_engine import TransformersEngine
 from secateur.models.batches import make_batches
@@ -28,12 +30,14 @@ Pair = tuple[tuple[int, ...], tuple[int, ...]]
 @dataclass
 class Scorer:
     """A model and its tokenizer, ready for tasks. ``positions``: what the model was made for; longer inputs lose their
-    beginning, and ``cut`` counts them. ``batch_size`` ``None``: as many as fit (``scoring_batch``)."""
+    beginning, and ``cut`` counts them. ``batch_size`` ``None``: as many as fit (``scoring_batch``). ``bos``: whether texts begin
+    with the begin token: ``none`` and ``every`` say so, else it is the tokenizer's own choice."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     positions: int | None = None
     batch_size: int | None = None
+    bos: Choice = "auto"
     progress: Callable[[int, int], None] = lambda done, total: None
     encodings: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Texts that were tokenised, shared by scorers of the same tokenizer."""
@@ -61,9 +65,20 @@ class Scorer:
             found = self.encodings[text] = tuple(self.tokenizer.encode(text, add_special_tokens=False))
         return found
 
+    def special(self, text: str) -> tuple[int, ...]:
+        """The ids of ``text`` with the special tokens that the tokenizer adds, or as ``bos`` says."""
+        if self.bos == "none":
+            return self.encode(text)
+        ids = tuple(self.tokenizer.encode(text))
+        return ids if self._by_hand is None or ids[:1] == (self._by_hand,) else (self._by_hand, *ids)
+
+    @cached_property
+    def _by_hand(self) -> int | None:
+        return put_by_hand(self.bos, self.tokenizer)
+
     def begun(self, text: str) -> tuple[int, ...]:
-        """The ids of ``text``, with the special tokens that the tokenizer adds; at least one."""
-        return tuple(self.tokenizer.encode(text)) or (self.prefix,)
+        """The ids of ``text`` as a context: ``special``, and at least one."""
+        return self.special(text) or (self.prefix,)
 
     def logprobs(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         """Of each pair: the log-probability in nats of the continuation after the context, and whether every token of it

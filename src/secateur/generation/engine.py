@@ -59,7 +59,8 @@ class Engine(ABC):
 
     @abstractmethod
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Mean log-probability in nats of each sequence's tokens after its first."""
+        """Mean log-probability in nats of each sequence's tokens after its first; the sequence is read as it is (who asks
+        puts the begin token before it: ``models.begin``)."""
 
     def spread(self, work: Callable[[Engine, Job], list[Sample]], jobs: Sequence[Job]) -> Iterator[list[Sample]]:
         """``work(engine, job)`` of each job, in order. An engine that has several machines does several at once."""

@@ -192,12 +192,16 @@ def _write_and_score(
     engine: Engine,
     job: tuple[list[list[int]], int],
 ) -> list[Sample]:
-    """One batch, wherever ``engine`` is; only what it did not score while writing is scored afterwards."""
+    """One batch, wherever ``engine`` is. Only what it did not score while writing is scored afterwards, and what does not
+    begin with the begin token though text does under this model: its score on the way was without one."""
     prompts, seed = job
+    begin = material.scored
     batch = style.write(engine, prompts, length, sampling, seed, material)
-    unscored = [index for index, sample in enumerate(batch) if sample.mean_logprob is None]
+    unscored = [
+        index for index, sample in enumerate(batch) if sample.mean_logprob is None or not begin.begins(sample.token_ids)
+    ]
     if unscored:
-        scores = engine.score([batch[index].token_ids for index in unscored])
+        scores = engine.score([begin.before(batch[index].token_ids) for index in unscored])
         for index, score in zip(unscored, scores, strict=True):
             batch[index] = batch[index].scored(score)
     return batch

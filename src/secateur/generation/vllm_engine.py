@@ -15,7 +15,7 @@ from secateur.calibration.sample import Sample
 from secateur.errors import ModelError, NumericsError, UsageError
 from secateur.generation.engine import Engine, EngineSettings, Sampling, batch_seed
 from secateur.generation.transformers_engine import end_tokens, ended
-from secateur.models.configuration import read_config
+from secateur.models.configuration import max_positions, read_config
 from secateur.models.loading import settled_dtype
 from secateur.registry import suggestion
 
@@ -25,8 +25,8 @@ class VLLM(EngineSettings):
     """vLLM, for large models on GPUs (extra: vllm).
 
     ``tensor_parallel``: GPUs that share the model. ``memory``: the share of each GPU's memory that vLLM may take.
-    ``max_length``: positions to reserve; null: all that the model was made for. ``options``: further arguments of
-    vllm.LLM. What the model's outputs are in 16 bits depends on what runs beside them, so the same seed gives the same
+    ``max_length``: positions to reserve, and one more for a begin token; null: all that the model was made for.
+    ``options``: further arguments of vllm.LLM. What the model's outputs are in 16 bits depends on what runs beside them, so the same seed gives the same
     ids on the same machine only as far as vLLM's arithmetic does.
     """
 
@@ -61,7 +61,7 @@ class VLLM(EngineSettings):
             "logprobs_mode": "raw_logprobs",
             "tensor_parallel_size": self.tensor_parallel,
             "gpu_memory_utilization": self.memory,
-            "max_model_len": self.max_length,
+            "max_model_len": self._reserved(max_positions(folder)),
             "dtype": "auto" if settled == "stored" else settled,
             "seed": 0,
         }
@@ -78,6 +78,11 @@ class VLLM(EngineSettings):
         settings = folder / "generation_config.json"
         own = GenerationConfig.from_pretrained(folder) if settings.is_file() else None
         return VLLMEngine(model, vllm.SamplingParams, end_tokens(own, read_config(folder)), refusal)
+
+    def _reserved(self, positions: int | None) -> int | None:
+        if self.max_length is None or self.max_length == positions:
+            return self.max_length
+        return self.max_length + 1
 
 
 class VLLMEngine(Engine):

@@ -15,12 +15,12 @@ from secateur.calibration.sample import CalibrationSet, read_samples
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import MIXTURE, SELF, resolve_source, resolve_text_source
 from secateur.errors import ModelError, RecipeError, UsageError
+from secateur.models.begin import begin_token
 from secateur.models.loading import check_loadable, load_tokenizer, pick_device, settled_dtype
 from secateur.pipeline.calibration_stage import (
     SAMPLES,
     CalibrationStage,
     SourceShare,
-    begin_token,
     material_of,
     sampling_of,
     shares,
@@ -85,7 +85,9 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
             resolved |= {"filters": None, "own_filters": resolved["filters"]}
     device = pick_device(recipe.device).partition(":")[0]
     dtype = settled_dtype(recipe.dtype, device)
-    if any(part.source is None for part in parts):
+    own, drawn = (any((part.source is None) == written for part in parts) for written in (True, False))
+    lacking = packing.bos_policy != "sample" and (spec.selection.name != "random" or (drawn and bool(spec.filters)))
+    if own:
         if spec.packing == "paper-document":
             raise UsageError(
                 "calibration.packing=paper-document needs texts longer than a sample, and generated ones are as long as one; "
@@ -94,15 +96,18 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
         sampling_of(recipe)
         check_loadable(model.folder)
         generation = spec.generation.model_dump() | {"engine": _deciding_engine(recipe)}
-        material = material_of(recipe, tokenizer)
+        material = material_of(recipe, tokenizer, model.positions)
         style.check(material, packing.length)
+        lacking |= not style.begins(material)
         resolved |= {"generation": generation, "dtype": dtype, "device": device}
         resolved["prefix_fingerprint"] = [source.fingerprint() for source, _ in material.sources]
-    if any(part.source is not None for part in parts):
+    if drawn:
         resolved |= {"pool": spec.pool, "text_key": spec.text_key, "split": spec.split, "revision": spec.revision}
         resolved |= {"dtype": dtype, "device": device} if filters or spec.selection.name != "random" else {}
         if spec.packing == "concat" and any(isinstance(part.source, TextSource) for part in parts):
             resolved["texts"] = "evenly, long ones too"  # otherwise drawn than in sets from before that was so
+    if lacking and begin_token(tokenizer) is not None:  # what is scored may lack it; sets from before were scored so
+        resolved["scored"] = "after the begin token"
     return CalibrationStage(recipe, model, tokenizer, packing, filters, selection, style, parts, resolved)
 
 
@@ -119,6 +124,7 @@ def _packing(recipe: Recipe, model: ResolvedModel, tokenizer: PreTrainedTokenize
             f"Samples of {length} tokens were asked for, but {model.name} was made for {model.positions} positions; "
             f"set calibration.length to at most {model.positions}."
         )
+    begin = begin_token(tokenizer)
     policy: BosPolicy | Literal["auto"] = spec.bos
     if spec.packing in PAPER_RULES:
         if policy != "auto":
@@ -128,13 +134,15 @@ def _packing(recipe: Recipe, model: ResolvedModel, tokenizer: PreTrainedTokenize
             )
         policy = "tokenizer"
     if policy == "auto":
-        policy = "sample" if begin_token(tokenizer) is not None else "none"
-    if policy in ("sample", "document") and tokenizer.bos_token_id is None:
+        policy = "sample" if begin is not None else "none"
+    if policy in ("sample", "document") and begin is None and tokenizer.bos_token_id is None:
         raise UsageError(
             f"The tokenizer of {model.name} has no begin token; set calibration.bos to none, not {policy}."
         )
-    bos, eos = (token if isinstance(token, int) else None for token in (tokenizer.bos_token_id, tokenizer.eos_token_id))
-    return Packing(length, spec.packing, policy, bos, eos, spec.pool)
+    named, eos = (
+        token if isinstance(token, int) else None for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    )
+    return Packing(length, spec.packing, policy, named if begin is None else begin, eos, spec.pool)
 
 
 def _parts(spec: CalibrationSpec) -> list[Part]:

@@ -23,6 +23,7 @@ from secateur.generation.engine import Sampling
 from secateur.generation.self_generation import Generated, Goal, SelfGeneration
 from secateur.generation.styles.base import Material, Style
 from secateur.journal import Journal
+from secateur.models.begin import begin_token
 from secateur.pipeline.components import ResolvedModel, make_style
 from secateur.pipeline.context import ModelContext
 from secateur.pipeline.provenance import Phases, environment
@@ -72,7 +73,7 @@ class CalibrationStage:
 
     @property
     def material(self) -> Material:
-        return material_of(self.recipe, self.tokenizer)
+        return material_of(self.recipe, self.tokenizer, self.model.positions)
 
     @property
     def generation_length(self) -> int:
@@ -264,15 +265,16 @@ def shares(weights: Sequence[float], samples: int) -> list[int]:
     return found
 
 
-def material_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Material:
-    """What the recipe's style makes prompts of; no sources where it uses none."""
+def material_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> Material:
+    """What the recipe's style makes prompts of; no sources where it uses none. ``positions``: the model's."""
     spec = recipe.calibration.generation
     named = (
         [Part(source=spec.prefixes, text_key=spec.prefix_text_key)] if isinstance(spec.prefixes, str) else spec.prefixes
     )
     used = named if make_style(recipe).uses_sources else []
     sources = [(resolve_text_source(part.source, part.text_key), part.weight) for part in used]
-    return Material(tokenizer, begin_token(tokenizer), sources, spec.prefix_tokens, spec.prefix_unit, recipe.seed)
+    begin = begin_token(tokenizer)
+    return Material(tokenizer, begin, sources, spec.prefix_tokens, spec.prefix_unit, recipe.seed, positions)
 
 
 def sampling_of(recipe: Recipe) -> Sampling:
@@ -285,9 +287,3 @@ def sampling_of(recipe: Recipe) -> Sampling:
         spec.repetition_penalty,
         options=spec.options,
     )
-
-
-def begin_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The begin token, if the tokenizer puts one in front of text by itself."""
-    bos = tokenizer.bos_token_id
-    return bos if isinstance(bos, int) and tokenizer("a")["input_ids"][:1] == [bos] else None

@@ -15,6 +15,8 @@ from secateur.calibration.sample import Sample
 from secateur.calibration.sources.resolve import resolve_text_source
 from secateur.generation.engine import Engine
 from secateur.generation.transformers_engine import TransformersEngine
+from secateur.models.begin import Begin, begin_token
+from secateur.models.configuration import max_positions
 from secateur.models.loading import load_model, load_tokenizer, pick_device, pick_dtype
 from secateur.models.locate import locate_model
 from secateur.models.measures.gradients import adapter_gradients
@@ -33,6 +35,7 @@ class ModelContext(Context):
         self.recipe, self.folder = recipe, folder
         self.tokenizer = self._tokenizer = tokenizer
         self.seed = recipe.seed
+        self.begin = Begin(begin_token(tokenizer), max_positions(folder))
         self._device, self._dtype = pick_device(recipe.device), recipe.dtype
         self._logprobs: dict[tuple[str | None, tuple[int, ...]], float] = {}
         self._measured: dict[tuple[Any, ...], dict[tuple[int, ...], Any]] = {}
@@ -69,6 +72,9 @@ class ModelContext(Context):
                 self._logprobs[model, sample.token_ids] = score
         return [self._logprobs[model, sample.token_ids] for sample in samples]
 
+    def counted(self, sample: Sample) -> int:
+        return len(self.begin.before(sample.token_ids)) - 1
+
     def scored(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples with the log-probabilities that something asked for."""
         found = [(sample, self._logprobs.get((None, sample.token_ids))) for sample in samples]
@@ -77,7 +83,7 @@ class ModelContext(Context):
     def _reading(self, samples: Sequence[Sample], model: str | None) -> tuple[Engine, list[Sequence[int]]]:
         """The engine of a model, and the samples as that model's tokens."""
         if model is None:
-            return self.engine, [sample.token_ids for sample in samples]
+            return self.engine, [self.begin.before(sample.token_ids) for sample in samples]
         if model not in self._others:
             folder = locate_model(model)
             other = TransformersEngine(load_model(folder, self._device, pick_dtype(self._dtype, self._device)))
@@ -86,7 +92,7 @@ class ModelContext(Context):
         return engine, [tokenizer(text)["input_ids"] for text in self.texts(samples)]
 
     def min_k(self, samples: Sequence[Sample], share: float, plus: bool = True) -> list[float]:
-        return self._each(("min-k", share, plus), samples, lambda ids: min_k(self.model, ids, share, plus))
+        return self._each(("min-k", share, plus), samples, lambda ids: min_k(self.model, self._begun(ids), share, plus))
 
     def activations(self, samples: Sequence[Sample], dimensions: int) -> np.ndarray:
         key = ("activations", dimensions)
@@ -97,8 +103,13 @@ class ModelContext(Context):
         together = tuple(sample.token_ids for sample in samples) if adam else None
         key = ("gradients", dimensions, together)
         return np.stack(
-            self._each(key, samples, lambda ids: adapter_gradients(self.model, ids, dimensions, self.seed, adam))
+            self._each(
+                key, samples, lambda ids: adapter_gradients(self.model, self._begun(ids), dimensions, self.seed, adam)
+            )
         )
+
+    def _begun(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        return [self.begin.before(ids) for ids in sequences]
 
     def _each(self, key: tuple[Any, ...], samples: Sequence[Sample], measure: Measure) -> list[Any]:
         """One value a sample; ``measure`` is asked for those that are not known yet."""

@@ -11,11 +11,12 @@ from typing import Any
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import resolve_text_source
 from secateur.errors import ModelError, UsageError
-from secateur.evaluation.protocol import parse_protocol
+from secateur.evaluation.begin import BeginToken
+from secateur.evaluation.protocol import Protocol, parse_protocol
 from secateur.evaluation.task import EvaluationTask
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.configuration import vocabulary_size
-from secateur.models.loading import check_loadable, pick_device, settled_dtype
+from secateur.models.loading import check_loadable, load_tokenizer, pick_device, settled_dtype
 from secateur.pipeline.components import ResolvedModel, resolve_model
 from secateur.pipeline.evaluation_tasks import plan_tasks
 from secateur.pipeline.evaluator import Evaluator, Measurement
@@ -71,7 +72,8 @@ def plan_evaluation(
 
     Where the recipe leaves it open, the text is the held-out library files for the bundled model and what was pruned
     from it, WikiText-2 for others; the protocol concat-2048, or as many positions as the model has. A protocol of a name
-    brings its own text. ``text_source`` finds a text by its name, key and split.
+    brings its own text. The begin token stands in every window if the tokenizer puts one before text; not for the bundled
+    model, which was trained on files joined and cut anywhere. ``text_source`` finds a text by its name, key and split.
     """
     spec = recipe.evaluation
     origin = dense or dense_model_of(model) or model
@@ -81,6 +83,7 @@ def plan_evaluation(
     own = spec.text is None and protocol.text is None and origin.is_reference
     limit = spec.limit or (REFERENCE_WINDOWS if own else None)
     source = text_source(name, spec.text_key, split)
+    begin, as_tokenized = _begin(spec, model, protocol, origin.is_reference)
     if dense is not None and _vocabulary(dense) != _vocabulary(model):
         raise UsageError(
             f"{model.name} has {_vocabulary(model)} tokens and {dense.name} has {_vocabulary(dense)}: models of different "
@@ -105,8 +108,22 @@ def plan_evaluation(
     reference = None
     if dense is not None and differs and (tasks or spec.generations.count):
         reference = plan_evaluation(recipe, dense, None, text_source)
+    resolved |= {"bos": begin.place} if begin.place != as_tokenized else {}
     resolved |= _more(spec, tasks, reference)
-    return EvaluationStage(recipe, model, compared, source, protocol, limit, resolved, tasks, reference)
+    return EvaluationStage(recipe, model, compared, source, protocol, begin, limit, resolved, tasks, reference)
+
+
+def _begin(spec: EvaluationSpec, model: ResolvedModel, protocol: Protocol, bundled: bool) -> tuple[BeginToken, str]:
+    """Where the begin token stands, and where the tokenizer alone would put it. Raises ``UsageError`` for a begin token
+    that is asked for and cannot be had."""
+    tokenizer = load_tokenizer(model.folder)
+    found, vocabulary = protocol.begin(spec.bos, tokenizer, bundled), _vocabulary(model)
+    if found.token is not None and found.token >= vocabulary:
+        raise UsageError(
+            f"The begin token of the tokenizer of {model.name} is {found.token}, but the model has only {vocabulary} tokens; "
+            "set evaluation.bos to none, or put the model's own tokenizer files into its folder."
+        )
+    return found, protocol.begin("first", tokenizer).place
 
 
 def _more(spec: EvaluationSpec, tasks: Sequence[EvaluationTask], reference: EvaluationStage | None) -> dict[str, Any]:
@@ -115,6 +132,7 @@ def _more(spec: EvaluationSpec, tasks: Sequence[EvaluationTask], reference: Eval
     if tasks:
         found |= {"tasks": [task.spec() for task in tasks], "confidence_bins": spec.confidence_bins}
         found |= {"task_texts": spec.task_texts}
+        found |= {"tasks_bos": spec.bos} if spec.bos in ("every", "none") else {}
     if spec.generations.count:
         found |= {"generations": spec.generations.model_dump()}
     return found | ({"reference": digest_of(reference.spec)} if reference else {})

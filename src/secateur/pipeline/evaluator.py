@@ -10,6 +10,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from secateur.calibration.sources.base import TextSource
+from secateur.errors import ModelError
+from secateur.evaluation.begin import BeginToken
 from secateur.evaluation.capabilities import retention
 from secateur.evaluation.fidelity import DenseLogits, Fidelity, read
 from secateur.evaluation.perplexity import perplexity, perplexity_of
@@ -17,6 +19,7 @@ from secateur.evaluation.protocol import EvaluationText, Protocol, tokenise
 from secateur.evaluation.scorer import Scorer
 from secateur.evaluation.task import EvaluationTask
 from secateur.evaluation.writing import writing
+from secateur.models.configuration import vocabulary_size
 from secateur.models.loading import load_model, load_tokenizer, pick_device, pick_dtype, settled_dtype
 from secateur.pipeline.components import DECIDING_FILES, ResolvedModel
 from secateur.pipeline.provenance import Phases
@@ -36,6 +39,7 @@ class Measurement:
     dense: ResolvedModel | None
     source: TextSource
     protocol: Protocol
+    begin: BeginToken
     limit: int | None
     spec: dict[str, Any]
     tasks: tuple[EvaluationTask, ...] = ()
@@ -45,7 +49,17 @@ class Measurement:
         # Blank rows count under concat (the original programs join them too), but are no documents.
         texts = [text for _, text in self.source.texts() if self.protocol.window or text.strip()]
         tokenizer = load_tokenizer(self.model.folder)
-        return tokenise(texts, tokenizer, self.protocol, self.model.positions, self.limit)
+        found = tokenise(texts, tokenizer, self.protocol, self.model.positions, self.limit, self.begin)
+        largest, vocabulary = (
+            max(map(max, found.sequences)),
+            vocabulary_size(self.model.folder),
+        )
+        if largest >= vocabulary:
+            raise ModelError(
+                f"The tokenizer of {self.model.name} makes the token {largest} of the text {self.source.name!r}, but the model has "
+                f"only {vocabulary} tokens: they do not belong together. Put the model's own tokenizer files into its folder."
+            )
+        return found
 
 
 class Evaluator:
@@ -76,12 +90,12 @@ class Evaluator:
         if asked.dense is None:
             with phases.phase("perplexity"):
                 progress = reporter.advance("perplexity")
-                scores["perplexity"] = asdict(perplexity(model, text, asked.protocol, spec.batch_size, progress))
+                scores["perplexity"] = perplexity(model, text, asked.protocol, spec.batch_size, progress).scores()
         else:
             with phases.phase("fidelity"):
                 near = self._logits(asked, ("text",), text.sequences)
                 losses, found = read(model, near, reporter.advance("perplexity and fidelity"))
-            scores["perplexity"] = asdict(perplexity_of(losses, text, asked.protocol))
+            scores["perplexity"] = perplexity_of(losses, text, asked.protocol).scores()
             scores["fidelity"] = asdict(found)
         scorer = self._scorer(asked, model)
         if asked.tasks:
@@ -134,7 +148,14 @@ class Evaluator:
 
     def _text(self, asked: Measurement) -> EvaluationText:
         spec = asked.spec
-        parts = (spec["text"], spec["text_fingerprint"], spec["protocol"], asked.limit, asked.model.positions)
+        parts = (
+            spec["text"],
+            spec["text_fingerprint"],
+            spec["protocol"],
+            asked.begin,
+            asked.limit,
+            asked.model.positions,
+        )
         key = ("text", *parts, _tokenizer_key(asked.model.folder))
         if key not in self._kept:
             self._kept[key] = asked.evaluation_text()
@@ -154,12 +175,12 @@ class Evaluator:
         return self._kept[key]
 
     def _scorer(self, asked: Measurement, model: PreTrainedModel) -> Scorer:
-        key = ("scorer", asked.model.positions, _tokenizer_key(asked.model.folder))
+        size, bos = asked.recipe.evaluation.batch_size, asked.recipe.evaluation.bos
+        key = ("scorer", bos, asked.model.positions, _tokenizer_key(asked.model.folder))
         if key not in self._kept:
             self._kept[key] = (load_tokenizer(asked.model.folder), {}, {})
         tokenizer, encodings, kept = self._kept[key]
-        size = asked.recipe.evaluation.batch_size
-        return Scorer(model, tokenizer, asked.model.positions, size, encodings=encodings, kept=kept)
+        return Scorer(model, tokenizer, asked.model.positions, size, bos, encodings=encodings, kept=kept)
 
 
 def _key(asked: Measurement, model: ResolvedModel) -> tuple[str, ...]:

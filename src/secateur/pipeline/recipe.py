@@ -183,6 +183,12 @@ class EvaluationSpec(Spec):
         description="concat-N, document, wikitext2 or alpaca (the paper's two); null: concat-2048, or fewer if the model has "
         "fewer positions",
     )
+    bos: Literal["auto", "every", "first", "none"] = Field(
+        default="auto",
+        description="where the begin token stands: in every window or document, in the first only (where the tokenizer itself "
+        "puts it in joined text), or nowhere; auto: every if the tokenizer puts one before text, but first for wikitext2, as the "
+        "paper's program, and for the bundled model, as it was trained",
+    )
     limit: int | None = Field(
         default=None,
         ge=1,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.evaluation.capabilities import accuracy_of
+from secateur.evaluation.protocol import said
 
 
 def model_card(manifest: dict[str, Any], scores: dict[str, Any], dense_scores: dict[str, Any]) -> str:
@@ -72,7 +73,8 @@ def _scores(scores: dict[str, Any], dense_scores: dict[str, Any]) -> list[str]:
     lines = [
         "## Scores",
         "",
-        f"Perplexity by `{found['protocol']}` over {found['tokens']:,} tokens.",
+        f"Perplexity by `{found['protocol']}`{said(found).removeprefix(found['protocol'])}, over {found['tokens']:,} tokens.",
+        *([found["note"]] if "note" in found else []),
         "",
         "| | perplexity |",
         "|---|---|",

@@ -50,6 +50,7 @@ class Facts(BaseModel, extra="allow"):
     axes: list[Axis]
     metric: Metric
     metrics: list[str] = []
+    evaluation: list[str] = []
     repeats: list[int] = []
     controls: list[str] = []
     comparisons: list[dict[str, Any]] = []

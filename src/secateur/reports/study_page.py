@@ -234,6 +234,7 @@ def _provenance(study: Study) -> dict[str, Any]:
         "model digest": model.get("digest") if isinstance(model, dict) else None,
         "model revision": model.get("revision") if isinstance(model, dict) else None,
         "study digest": facts.digest,
+        "measured on": "; ".join(facts.evaluation),
         "Secateur": manifest.get("secateur") or facts.environment.get("secateur"),
         "finished": manifest.get("finished") if manifest else "no",
         "command": command,

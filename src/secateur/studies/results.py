@@ -12,6 +12,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from secateur.evaluation.metrics import HIGHER, better
+from secateur.evaluation.protocol import placed
 from secateur.pipeline.store import DIGEST_SHOWN, digest_of
 from secateur.studies.cells import Cell, excluded_cells
 from secateur.studies.folder import StudyFolder
@@ -62,6 +63,7 @@ def facts(plan: StudyPlan, folder: StudyFolder, command: str, environment: Mappi
         "comparisons": spec.declared,
         "metric": {"name": spec.metric, "better": better(spec.metric)},
         "metrics": spec.all_metrics,
+        "evaluation": evaluations(plan),
         "notes": plan.notes,
         "environment": dict(environment),
         "cost": {
@@ -73,6 +75,13 @@ def facts(plan: StudyPlan, folder: StudyFolder, command: str, environment: Mappi
         },
         "command": command,
     }
+
+
+def evaluations(plan: StudyPlan) -> list[str]:
+    """What the cells are measured on and by which protocol, in words, each once."""
+    stages = [plan.known.evaluation(work.cell.recipe) for work in plan.works.values()]
+    found = [f"{one.source.name} by {one.protocol}, {placed(one.begin.place, one.protocol)}" for one in stages]
+    return list(dict.fromkeys(found))
 
 
 def shown_rows(plan: StudyPlan) -> list[tuple[dict[str, str], int | None, Cell, str]]:

@@ -20,8 +20,8 @@ class PerplexityFilter(Filter):
 
     ``drop`` is the share that goes (rounded down; of equal ones the later goes first) from ``side``: ``high``, ``low``, or
     ``both``, half of it from each, each half rounded down. Samples below ``lowest`` or above ``highest`` go before that, and
-    the share is of the rest. Perplexity is ``exp(-mean log p)`` over the whole sample after its first token, under the model
-    being pruned, or under ``model``, which reads the text. Cost: one forward of each sample that was not scored before.
+    the share is of the rest. Perplexity is ``exp(-mean log p)`` over the whole sample after its begin token (its first,
+    where the model's tokenizer puts none before text), under the model being pruned, or under ``model``, which reads the text. Cost: one forward of each sample that was not scored before.
     Source: Ji et al. 2024, arXiv 2410.17711, section 4 (the highest 20 %).
     """
 

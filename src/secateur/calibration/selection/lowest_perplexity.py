@@ -17,7 +17,7 @@ from secateur.calibration.selection.ranking import lowest
 class LowestPerplexity(Selection):
     """The samples of lowest perplexity.
 
-    ``exp(-mean log p)`` over a sample after its first token, under the model the set is for, or under ``model`` (a Hub id
+    ``exp(-mean log p)`` over a sample after its begin or first token, under the model the set is for, or under ``model`` (a Hub id
     or a folder), which reads the samples' text.
     Cost: one forward a sample of the pool.
     Source: the baseline in Monaco et al. 2026, arXiv 2603.16105.

@@ -12,6 +12,7 @@ from secateur.calibration.sample import Sample
 from secateur.calibration.sources.base import TextSource
 from secateur.generation.engine import Engine, Sampling
 from secateur.generation.prompts import Unit
+from secateur.models.begin import Begin
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Material:
 
     ``sources``: of the texts whose beginnings or whole are prompts, each with its weight (none where texts are written:
     all but they can be sent to another process); ``prefix_tokens`` and ``unit``: how much of them, where a style takes
-    their beginnings.
+    their beginnings; ``positions``: what the model was made for.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -29,6 +30,12 @@ class Material:
     prefix_tokens: int
     unit: Unit
     seed: int
+    positions: int | None = None
+
+    @property
+    def scored(self) -> Begin:
+        """How what is written is scored."""
+        return Begin(self.bos, self.positions)
 
     @property
     def begin(self) -> list[int]:
@@ -64,6 +71,10 @@ class Style(ABC):
 
     def check(self, material: Material, length: int) -> None:  # noqa: B027 - most styles have nothing to refuse
         """Raise ``UsageError`` when no generation of ``length`` tokens can be made of the material."""
+
+    def begins(self, material: Material) -> bool:
+        """Whether the prompts begin with the material's begin token, where there is one."""
+        return True
 
     def write(
         self,

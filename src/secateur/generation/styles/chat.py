@@ -49,6 +49,9 @@ class Chat(Style):
                 "user_tokens."
             )
 
+    def begins(self, material: Material) -> bool:
+        return material.scored.begins(self._start(material))
+
     def write(
         self,
         engine: Engine,

@@ -43,6 +43,10 @@ class Traces(Style):
                 "calibration.length, or lower the style's prompt_tokens."
             )
 
+    def begins(self, material: Material) -> bool:
+        turn = self._turn(material)
+        return turn is None or material.scored.begins(material.encode(turn.before))
+
     def _turn(self, material: Material) -> Turn | None:
         """What stands around a task; ``None``: nothing but the begin token."""
         wanted = self.template == "always" or (self.template == "auto" and material.tokenizer.chat_template)
