@@ -18,7 +18,7 @@ from secateur.calibration.sources.base import TextSource
 from secateur.cli.ls import ls
 from secateur.errors import SecateurError, UsageError
 from secateur.generation.engine import Engine, Sampling
-from secateur.generation.self_generation import _write_and_score
+from secateur.generation.self_generation import _write_and_score, content_of
 from secateur.generation.styles import STYLES
 from secateur.generation.styles.base import Material
 from secateur.generation.styles.chat import Chat
@@ -76,6 +76,12 @@ def chat_tokenizer(template: str | None = CHATML) -> transformers.PreTrainedToke
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = template
+    return tokenizer
+
+
+def without_begin() -> transformers.PreTrainedTokenizerFast:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = None
     return tokenizer
 
 
@@ -145,6 +151,17 @@ def test_nothing_is_asked_when_all_texts_have_ended():
 def test_a_text_that_is_full_before_its_segments_are_through():
     found = SelfCalibration(tokens=10).write(Recorder(), [[0]], 6, Sampling(), 3, material_for())
     assert [(sample.token_ids, sample.finish) for sample in found] == [((0, 50, 50, 50, 50, 50), "length")]
+
+
+def test_self_calibration_starts_from_the_begin_token_even_where_the_tokenizer_puts_none_before_text():
+    """SmolLM2's and Phi-2's have one and put none; Qwen's have none, and the token is named."""
+    own, style = material_for(bos=None), SelfCalibration()
+    style.check(own, 9)
+    assert first(style, own, 3) == [[own.tokenizer.bos_token_id]] * 3
+    named = SelfCalibration(begin="</s>")
+    for material in (own, material_for(), material_for(without_begin(), bos=None)):
+        named.check(material, 9)
+        assert first(named, material, 2) == [[1]] * 2
 
 
 def test_a_random_start_is_greedy_first():
@@ -223,7 +240,13 @@ def test_prefix_sources_take_turns_by_weight():
         (lambda: Chat(user_tokens=0), "user_tokens >= 1; found 0"),
         (lambda: RandomStart(-1), "greedy >= 0; found -1"),
         (lambda: SelfCalibration(start=0), "start > 0 and tokens >= 0; found 0"),
-        (lambda: SelfCalibration().check(material_for(bos=None), 9), "starts from the begin token alone"),
+        (
+            lambda: SelfCalibration().check(material_for(without_begin()), 9),
+            "has none; name the token that stands before",
+        ),
+        (lambda: SelfCalibration(begin="fox dog").check(material_for(), 9), "begin 'fox dog' is [2-9] tokens"),
+        (lambda: SelfCalibration(begin="").check(material_for(), 9), "begin '' is 0 tokens"),
+        (lambda: SelfCalibration().check(material_for(), 1), "leave nothing to write after the begin token"),
         (
             lambda: RandomStart().check(material_for(), 6),
             "leave nothing to sample after a random token and 4 greedy ones",
@@ -234,6 +257,19 @@ def test_prefix_sources_take_turns_by_weight():
 def test_settings_that_make_no_sense(make, words):
     with pytest.raises(SecateurError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("ids", "bos", "ends", "content", "prompt"),
+    [
+        ((5, 7, 8, 1), None, [1], (5, 7, 8), 1),  # SmolLM2's begin token opens a turn: it stays
+        ((1, 7, 8, 1), None, [1], (7, 8), 0),  # GPT-2's also ends texts: it is the end of the text before
+        ((0, 7, 8, 1), 0, [1], (7, 8), 0),  # Llama's is put in front of every sample later
+        ((1, 1), None, [1], (), 0),
+    ],
+)
+def test_a_begin_token_that_also_ends_texts_is_no_content(ids, bos, ends, content, prompt):
+    assert content_of(Sample(ids, 1, "eos"), bos, ends) == (content, prompt)
 
 
 # All of them.

@@ -61,9 +61,12 @@ class Generated:
 
 
 def content_of(sample: Sample, bos: int | None, end_tokens: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """A sample's tokens without those that begin and end it, and how many of them are its prompt's."""
+    """A sample's tokens without those that begin and end it, and how many of them are its prompt's.
+
+    Where one token both begins and ends texts (GPT-2's), that in front of a sample is no content either.
+    """
     ids = sample.token_ids[:-1] if sample.finish == "eos" and sample.token_ids[-1] in end_tokens else sample.token_ids
-    begins = next((place for place, token in enumerate(ids) if token != bos), len(ids))
+    begins = next((place for place, token in enumerate(ids) if token != bos and token not in end_tokens), len(ids))
     return ids[begins:], max(0, sample.prompt_tokens - begins)
 
 

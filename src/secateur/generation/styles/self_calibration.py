@@ -17,7 +17,8 @@ from secateur.generation.styles.segments import write_segments
 class SelfCalibration(Style):
     """From the begin token alone, hot at first, cooling.
 
-    Token i of the first ``tokens`` is drawn at temperature ``start + (i / tokens) * (T - start)``, i = 0, 1, ..., with T the
+    ``begin``: the text of the token to start from; ``None``: the tokenizer's begin token, whether or not it puts one in front
+    of text by itself (the paper's Phi-2 has one and puts none). Token i of the first ``tokens`` is drawn at temperature ``start + (i / tokens) * (T - start)``, i = 0, 1, ..., with T the
     generation's temperature, at which the rest is drawn; the other sampling settings hold throughout. The paper samples
     without top-k and top-p, and reports a grid of ``start``; its exact values are not public.
     Cost: ``tokens`` short calls of the engine more than one. Source: Williams et al. 2025, arXiv 2410.17170.
@@ -25,6 +26,7 @@ class SelfCalibration(Style):
 
     start: float = 2.0
     tokens: int = 10
+    begin: str | None = None
 
     uses_sources = False
 
@@ -33,14 +35,32 @@ class SelfCalibration(Style):
             raise UsageError(f"Self-calibration needs start > 0 and tokens >= 0; found {self.start} and {self.tokens}.")
 
     def prompts(self, material: Material) -> Iterator[list[int]]:
-        return itertools.repeat(material.begin)
+        return itertools.repeat(self._start(material))
 
     def check(self, material: Material, length: int) -> None:
-        if material.bos is None:
+        self._start(material)
+        if length < 2:
             raise UsageError(
-                "Self-calibration starts from the begin token alone, and this model's tokenizer puts none before text; "
-                "use the style prefix, or random-start."
+                f"Samples of {length} token leave nothing to write after the begin token; raise calibration.length."
             )
+
+    def _start(self, material: Material) -> list[int]:
+        if self.begin is not None:
+            found = material.encode(self.begin)
+            if len(found) != 1:
+                raise UsageError(
+                    f"Self-calibration starts from one token alone, but begin {self.begin!r} is {len(found)} tokens to this "
+                    "model's tokenizer; give the text of one, such as a special token's."
+                )
+            return found
+        own = material.tokenizer.bos_token_id
+        if not isinstance(own, int):
+            raise UsageError(
+                "Self-calibration starts from the begin token alone, and this model's tokenizer has none; name the token that "
+                "stands before its training texts (the style's begin, such as <|endoftext|>), or use the style prefix or "
+                "random-start."
+            )
+        return [own]
 
     def write(
         self,
