@@ -92,6 +92,16 @@ def test_continuous_batching_writes_the_same_greedy_texts(llama):
     assert {sample.finish for sample in found} == {"eos", "length"}
 
 
+def test_every_engine_brings_each_text_to_the_whole_length(llama, vllm):
+    engines = [opened(settings, llama) for settings in (Transformers(), Transformers(continuous=True), VLLM())]
+    expected = engines[0].generate(PROMPTS, 24, GREEDY, 0, each=True)
+    assert [len(one.token_ids) for one in expected if one.finish == "length"]
+    assert {len(one.token_ids) for one in expected if one.finish == "length"} == {24}
+    for engine in engines[1:]:
+        found = engine.generate(PROMPTS, 24, GREEDY, 0, each=True)
+        assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+
+
 def test_continuous_batching_follows_the_seed_and_leaves_the_global_state(llama):
     engine = opened(Transformers(continuous=True), llama)
     first = engine.generate(PROMPTS, 24, DRAWN, 7)

@@ -35,7 +35,9 @@ class ScriptedEngine(Engine):
         self.batches: list[int] = []
         self.made = 0
 
-    def generate(self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int) -> list[Sample]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int, each: bool = False
+    ) -> list[Sample]:
         if self.fail_after is not None and len(self.batches) >= self.fail_after:
             raise KeyboardInterrupt
         self.batches.append(len(prompts))

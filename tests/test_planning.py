@@ -42,7 +42,9 @@ class Lengths(Engine):
     def __init__(self, name: str, seed: int) -> None:
         self.draw, self.rng = LENGTHS[name], random.Random(seed)
 
-    def generate(self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int) -> list[Sample]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int, each: bool = False
+    ) -> list[Sample]:
         found = []
         for prompt in prompts:
             size = self.draw(self.rng)

@@ -47,13 +47,17 @@ class Recorder(Engine):
     def __init__(self, written: Written | None = None) -> None:
         self.written = written or (lambda call, row, prompt, room: [50] * room)
         self.calls: list[tuple[list[list[int]], int, Sampling, int]] = []
+        self.each: list[bool] = []
 
-    def generate(self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int) -> list[Sample]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int, each: bool = False
+    ) -> list[Sample]:
         self.calls.append(([list(prompt) for prompt in prompts], length, sampling, seed))
-        room = length - max(map(len, prompts))
-        assert room > 0
+        self.each.append(each)
         found = []
         for row, prompt in enumerate(prompts):
+            room = length - (len(prompt) if each else max(map(len, prompts)))
+            assert room > 0
             ids = self.written(len(self.calls) - 1, row, list(prompt), room)
             assert len(ids) <= room
             ended = bool(ids) and ids[-1] in self.end_tokens
@@ -218,6 +222,38 @@ def test_prompts_of_different_lengths_are_continued_as_if_alone(engine):
         alone = engine.generate([prompt], len(prompt) + 10, greedy, 0)[0]  # 16 is for the longest
         assert alone.token_ids == sample.token_ids
         assert alone.prompt_tokens == sample.prompt_tokens == len(prompt)
+
+
+def test_each_prompt_goes_on_to_the_whole_length_whatever_the_others(engine):
+    """As far as the model has positions for a batch that steps together."""
+    prompts, greedy = [[0, 40], [0, 41, 60, 61, 62, 63], [0, 42, 70]], Sampling(greedy=True)
+    together = engine.generate(prompts, 16, greedy, 0, each=True)
+    for prompt, sample in zip(prompts, together, strict=True):
+        alone = engine.generate([prompt], 16, greedy, 0)[0]
+        assert alone.token_ids == sample.token_ids
+        assert len(sample.token_ids) == 16 or sample.finish == "eos"
+        assert sample.mean_logprob == pytest.approx(engine.score([sample.token_ids])[0], abs=1e-4)
+    positions = engine.model.config.max_position_embeddings
+    full = engine.generate(prompts, positions, greedy, 0, each=True)
+    assert [len(sample.token_ids) for sample in full if sample.finish == "length"]
+    assert all(len(sample.token_ids) <= positions - 6 + sample.prompt_tokens for sample in full)
+
+
+@pytest.mark.parametrize("style", [Chat(user_tokens=30), Traces()], ids=["chat", "traces"])
+def test_answers_may_be_as_long_as_there_is_room_after_their_own_prompt(style):
+    """A long question elsewhere in the batch takes nothing from a short one's answer."""
+    tokenizer = chat_tokenizer()
+    texts = ["the fox", "the quick brown fox jumps over the lazy dog"]
+
+    def written(call, row, prompt, room):
+        asking = isinstance(style, Chat) and call == 0
+        return [*spell(tokenizer, texts[row]), 292] if asking else [70] * room
+
+    recorder, material = Recorder(written), material_for(tokenizer, [(Listed(*texts), 1.0)])
+    found = style.write(recorder, first(style, material, 2), 120, Sampling(), 5, material)
+    assert recorder.each[-1]
+    assert len({sample.prompt_tokens for sample in found}) == 2
+    assert [len(sample.token_ids) for sample in found] == [120, 120]
 
 
 def test_prefix_sources_take_turns_by_weight():

@@ -49,8 +49,13 @@ class Engine(ABC):
     """The tokens at which the model ends a text."""
 
     @abstractmethod
-    def generate(self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int) -> list[Sample]:
-        """Continue ``prompts`` to an end token, or until the longest has ``length`` tokens in all.
+    def generate(
+        self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int, each: bool = False
+    ) -> list[Sample]:
+        """Continue ``prompts`` to an end token, or all by as many tokens as bring the longest to ``length``.
+
+        With ``each``, every one goes on to ``length`` tokens in all, whatever the others' lengths, as far as the model's
+        positions go.
 
         The samples' ids include prompt and end token. Their ``mean_logprob`` is set where the engine learns it on the way
         (equal to ``score`` up to the rounding of its dtype), else ``None``. Raises ``NumericsError`` when the model's outputs are not

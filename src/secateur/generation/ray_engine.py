@@ -151,8 +151,10 @@ class RayEngine(Engine):
         ends = [self._result(ref, "The model was to be loaded by a Ray worker") for ref in opened]
         self.end_tokens: list[int] = ends[0]
 
-    def generate(self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int) -> list[Sample]:
-        return next(self._run([("call", ("generate", [list(ids) for ids in prompts], length, sampling, seed))]))
+    def generate(
+        self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int, each: bool = False
+    ) -> list[Sample]:
+        return next(self._run([("call", ("generate", [list(ids) for ids in prompts], length, sampling, seed, each))]))
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         return next(self._run([("call", ("score", [list(ids) for ids in sequences]))]))

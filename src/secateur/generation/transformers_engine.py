@@ -12,7 +12,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.configuration_utils import PreTrainedConfig
 
 from secateur.calibration.sample import Sample
@@ -52,23 +57,40 @@ class TransformersEngine(Engine):
         # transformers fills what a configuration leaves open from the model's own, which may ban or penalise tokens.
         self.model.generation_config = GenerationConfig()
 
-    def generate(self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int) -> list[Sample]:
-        config = self._config(sampling, length - max(map(len, prompts)))
+    def generate(
+        self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int, each: bool = False
+    ) -> list[Sample]:
+        most = self._new_tokens(prompts, length, each)
+        config = self._config(sampling, max(most))
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             if self.continuous:
                 check_continuous(sampling)
                 written = write_continuously(self.model, prompts, config, seed)
                 return [
-                    ended([*prompt, *ids], len(prompt), self.end_tokens)
-                    for prompt, ids in zip(prompts, written, strict=True)
+                    ended([*prompt, *ids[:count]], len(prompt), self.end_tokens)
+                    for prompt, ids, count in zip(prompts, written, most, strict=True)
                 ]
             torch.manual_seed(seed)
             with torch.inference_mode():
-                return self._batch(prompts, config, scored=not sampling.options)
+                return self._batch(prompts, most, sampling, config)
 
-    def _batch(self, prompts: Sequence[Sequence[int]], config: GenerationConfig, scored: bool) -> list[Sample]:
-        """One plain batch. ``scored``: options may call the model otherwise than once a token, and then it is not."""
+    def _new_tokens(self, prompts: Sequence[Sequence[int]], length: int, each: bool) -> list[int]:
+        """How many tokens each prompt gets. In a batch all texts that still go on, and those that have ended, step through
+        the positions together, so the longest prompt bounds how far the shortest can go."""
+        longest = max(map(len, prompts))
+        if not each:
+            return [length - longest] * len(prompts)
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        room = length if positions is None else max(positions, length) - longest
+        return [min(length - len(prompt), room) for prompt in prompts]
+
+    def _batch(
+        self, prompts: Sequence[Sequence[int]], most: Sequence[int], sampling: Sampling, config: GenerationConfig
+    ) -> list[Sample]:
+        """One plain batch, of at most so many new tokens each. Options may call the model otherwise than once a token, and
+        then the texts are not scored on the way."""
+        scored = not sampling.options
         longest, padding = max(map(len, prompts)), config.pad_token_id
         ids = torch.tensor([[padding] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -77,8 +99,11 @@ class TransformersEngine(Engine):
         witness = Witness()
         hook = self.model.register_forward_hook(witness.forward_done) if scored else None
         try:
-            criteria = StoppingCriteriaList([witness] if scored else [])
-            found = generate(**inputs, generation_config=config, stopping_criteria=criteria)
+            found = generate(
+                **inputs,
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([witness, Full(longest, most)] if scored else []),
+            )
         except RuntimeError as error:
             if "probability tensor" not in str(error):
                 raise
@@ -87,8 +112,8 @@ class TransformersEngine(Engine):
             if hook:
                 hook.remove()
         samples = [
-            ended(row[longest - len(prompt) :], len(prompt), self.end_tokens)
-            for row, prompt in zip(found.tolist(), prompts, strict=True)
+            ended(row[longest - len(prompt) : longest + count], len(prompt), self.end_tokens)
+            for row, prompt, count in zip(found.tolist(), prompts, most, strict=True)
         ]
         return self._scored(samples, witness.logprobs) if scored else samples
 
@@ -160,6 +185,16 @@ class Witness(StoppingCriteria):
         self.logprobs.append(-cross_entropy(self._logits.float(), input_ids[:, -1], reduction="none"))
         self._logits = None
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class Full(StoppingCriteria):
+    """Ends each text at ``most`` tokens after the ``longest`` prompt's, where they differ."""
+
+    def __init__(self, longest: int, most: Sequence[int]) -> None:
+        self.longest, self.most = longest, torch.tensor(most)
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return (input_ids.shape[1] - self.longest >= self.most).to(input_ids.device)
 
 
 def end_tokens(own: GenerationConfig | None, config: PreTrainedConfig) -> list[int]:

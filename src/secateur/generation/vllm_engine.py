@@ -92,9 +92,12 @@ class VLLMEngine(Engine):
     def __init__(self, model: Any, params: Callable[..., Any], ends: list[int], refusal: type[Exception]) -> None:
         self.model, self.params, self.end_tokens, self.refusal = model, params, ends, refusal
 
-    def generate(self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int) -> list[Sample]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], length: int, sampling: Sampling, seed: int, each: bool = False
+    ) -> list[Sample]:
+        longest = max(map(len, prompts))
+        most = [length - (len(prompt) if each else longest) for prompt in prompts]
         drawn = {
-            "max_tokens": length - max(map(len, prompts)),
             "stop_token_ids": self.end_tokens,
             "ignore_eos": True,  # the end tokens are those above, and no others
             "repetition_penalty": sampling.repetition_penalty,
@@ -103,7 +106,7 @@ class VLLMEngine(Engine):
             "detokenize": False,
             **({"temperature": 0.0, "repetition_penalty": 1.0} if sampling.greedy else _distribution(sampling)),
         }
-        _refuse_taken("vllm.SamplingParams", sampling.options, {**drawn, "seed": 0})
+        _refuse_taken("vllm.SamplingParams", sampling.options, {**drawn, "seed": 0, "max_tokens": 0})
         known = inspect.signature(self.params).parameters
         for name in sampling.options:
             if name not in known:
@@ -113,7 +116,10 @@ class VLLMEngine(Engine):
                 )
         found = self._run(
             [list(prompt) for prompt in prompts],
-            [{**drawn, "seed": batch_seed(seed, row), **sampling.options} for row in range(len(prompts))],
+            [
+                {**drawn, "max_tokens": count, "seed": batch_seed(seed, row), **sampling.options}
+                for row, count in enumerate(most)
+            ],
         )
         samples = []
         for prompt, output in zip(prompts, found, strict=True):

@@ -87,4 +87,4 @@ class Style(ABC):
     ) -> list[Sample]:
         """Continue ``prompts`` to ``length`` tokens in all; one sample a prompt. ``material``: without its sources. A pure
         function of its arguments: it may run anywhere."""
-        return engine.generate(prompts, length, sampling, seed)
+        return engine.generate(prompts, length, sampling, seed, each=True)

@@ -76,7 +76,7 @@ class Chat(Style):
                 said[index] = list(itertools.takewhile(lambda token: token not in ends, written))
         most = min(self._most(turn, material), length - 1)
         questions = [_question(turn, ids, most, material) for ids in said]
-        return engine.generate(questions, length, sampling, batch_seed(seed, TRIES))
+        return engine.generate(questions, length, sampling, batch_seed(seed, TRIES), each=True)
 
     def _start(self, material: Material) -> list[int]:
         found = material.encode(user_turn(material.tokenizer, self.system).before) or material.begin

@@ -23,7 +23,7 @@ def write_segments(
             break
         last = number == len(segments) - 1
         reach = length if last else min(length, max(map(len, going.values())) + tokens)
-        found = engine.generate(list(going.values()), reach, sampling, batch_seed(seed, number))
+        found = engine.generate(list(going.values()), reach, sampling, batch_seed(seed, number), each=last)
         for index, sample in zip(list(going), found, strict=True):
             going[index] = list(sample.token_ids)
             if last or sample.finish == "eos" or len(sample.token_ids) >= length:
