@@ -26,7 +26,7 @@ from secateur.generation.styles.prefix import Prefix
 from secateur.generation.styles.random_start import RandomStart
 from secateur.generation.styles.self_calibration import SelfCalibration
 from secateur.generation.styles.traces import Traces
-from secateur.generation.transformers_engine import TransformersEngine
+from secateur.generation.transformers_engine import Penalty, TransformersEngine
 from secateur.models.loading import load_model
 
 CHATML = (
@@ -254,6 +254,42 @@ def test_answers_may_be_as_long_as_there_is_room_after_their_own_prompt(style):
     assert recorder.each[-1]
     assert len({sample.prompt_tokens for sample in found}) == 2
     assert [len(sample.token_ids) for sample in found] == [120, 120]
+
+
+def test_the_repetition_penalty_spares_end_tokens_and_padding_of_every_beam():
+    ids = torch.tensor([[9, 0, 5, 1, 7], [0, 6, 1, 1, 8]])
+    scores = torch.linspace(-3, 3, 20).repeat(4, 1)
+    found = Penalty(2.0, torch.tensor([1, 0]), [1, 19])(ids.repeat_interleave(2, dim=0), scores)  # two beams each
+    assert torch.equal(scores[0], torch.linspace(-3, 3, 20))
+    for row, punished in enumerate([{0, 5, 7}, {0, 5, 7}, {0, 6, 8}, {0, 6, 8}]):  # 9 is padding, 1 ends texts
+        assert {token for token in range(20) if found[row, token] != scores[row, token]} == punished
+
+
+def test_the_repetition_penalty_is_transformers_own_where_no_end_token_stands_in_a_prompt(engine):
+    """The paper's recipe: the ids are those of plain ``generate``; after a turn's end token they are others."""
+    sampling, end = Sampling(repetition_penalty=1.7), engine.end_tokens[0]
+
+    def plain(prompt: list[int]) -> list[list[int]]:
+        config = transformers.GenerationConfig(
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            repetition_penalty=sampling.repetition_penalty,
+            max_new_tokens=30,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+        torch.manual_seed(4)
+        ids = torch.tensor([prompt] * 8)
+        rows = engine.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config).tolist()
+        return [row[: row.index(end, len(prompt)) + 1] if end in row[len(prompt) :] else row for row in rows]
+
+    def ours(prompt: list[int]) -> list[list[int]]:
+        return [list(one.token_ids) for one in engine.generate([prompt] * 8, len(prompt) + 30, sampling, 4)]
+
+    assert ours([0, 40, 50]) == plain([0, 40, 50])
+    assert ours([0, 40, end, 50]) != plain([0, 40, end, 50])
 
 
 def test_prefix_sources_take_turns_by_weight():

@@ -20,7 +20,8 @@ Job = TypeVar("Job")
 class Sampling:
     """How the next token is drawn. The defaults are the paper's (arXiv 2410.17711, section 4).
 
-    ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repetition_penalty`` 1 are off. ``greedy``: the likeliest token, whatever
+    ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repetition_penalty`` 1 are off. The penalty spares end tokens: chat templates
+    end every turn with one, and an answer must not run on because its question ended. ``greedy``: the likeliest token, whatever
     the others say. ``options``: further parameters under the engine's own names, handed to it as they are.
     """
 

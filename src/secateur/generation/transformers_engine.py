@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -103,6 +106,7 @@ class TransformersEngine(Engine):
                 **inputs,
                 generation_config=config,
                 stopping_criteria=StoppingCriteriaList([witness, Full(longest, most)] if scored else []),
+                logits_processor=LogitsProcessorList(self._penalty(sampling, mask)),
             )
         except RuntimeError as error:
             if "probability tensor" not in str(error):
@@ -133,6 +137,11 @@ class TransformersEngine(Engine):
             found.append(sample.scored(total / max(len(sample.token_ids) - 1, 1)))
         return found
 
+    def _penalty(self, sampling: Sampling, mask: Tensor) -> list[LogitsProcessor]:
+        if sampling.greedy or sampling.repetition_penalty == 1:
+            return []
+        return [Penalty(float(sampling.repetition_penalty), mask.argmax(dim=1), self.end_tokens)]
+
     def _config(self, sampling: Sampling, new_tokens: int) -> GenerationConfig:
         drawn: dict[str, Any] = {
             "do_sample": True,
@@ -140,7 +149,7 @@ class TransformersEngine(Engine):
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
             "min_p": sampling.min_p or None,
-            "repetition_penalty": sampling.repetition_penalty,
+            "repetition_penalty": 1.0,  # see Penalty
         }
         ours = {"max_new_tokens", "eos_token_id", "pad_token_id"} | drawn.keys()
         known = GenerationConfig().to_dict().keys()
@@ -195,6 +204,20 @@ class Full(StoppingCriteria):
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         return (input_ids.shape[1] - self.longest >= self.most).to(input_ids.device)
+
+
+class Penalty(LogitsProcessor):
+    """transformers' repetition penalty, at the place where it has it, but not on ``ends``. ``padding``: of each text, ``[batch]``."""
+
+    def __init__(self, penalty: float, padding: Tensor, ends: Sequence[int]) -> None:
+        self.penalty, self.padding, self.ends = penalty, padding, list(ends)
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        beams = len(input_ids) // len(self.padding)
+        padding = self.padding.repeat_interleave(beams).to(input_ids.device)
+        found = RepetitionPenaltyLogitsProcessor(self.penalty, padding)(input_ids, scores)
+        found[:, self.ends] = scores[:, self.ends]
+        return found
 
 
 def end_tokens(own: GenerationConfig | None, config: PreTrainedConfig) -> list[int]:

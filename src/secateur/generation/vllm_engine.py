@@ -26,8 +26,10 @@ class VLLM(EngineSettings):
 
     ``tensor_parallel``: GPUs that share the model. ``memory``: the share of each GPU's memory that vLLM may take.
     ``max_length``: positions to reserve, and one more for a begin token; null: all that the model was made for.
-    ``options``: further arguments of vllm.LLM. What the model's outputs are in 16 bits depends on what runs beside them, so the same seed gives the same
-    ids on the same machine only as far as vLLM's arithmetic does.
+    ``options``: further arguments of vllm.LLM. What the model's outputs are in 16 bits depends on what runs beside them, so
+    the same seed gives the same ids on the same machine only as far as vLLM's arithmetic does. Its repetition penalty counts
+    end tokens too, those of a chat template among them: with the style chat set
+    calibration.generation.repetition_penalty to 1.
     """
 
     tensor_parallel: int = 1
