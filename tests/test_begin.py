@@ -20,7 +20,7 @@ from secateur.evaluation.perplexity_task import Alpaca, WikiText2
 from secateur.evaluation.protocol import parse_protocol, said, tokenise
 from secateur.evaluation.scorer import Scorer
 from secateur.models.begin import begin_token, tokens_before
-from secateur.models.loading import load_model, load_tokenizer
+from secateur.models.loading import load_model
 from secateur.pipeline.components import resolve_model
 from secateur.pipeline.evaluate import plan_evaluation
 from secateur.pipeline.recipe import Recipe

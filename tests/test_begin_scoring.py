@@ -14,8 +14,8 @@ from conftest import CONFIGS, save_model, tiny_tokenizer
 from secateur.calibration.filters.perplexity import PerplexityFilter
 from secateur.calibration.sample import Sample
 from secateur.cli.main import main
-from secateur.diagnosis.likelihood import LIKELIHOOD
 from secateur.diagnosis.base import Options, Subject
+from secateur.diagnosis.likelihood import LIKELIHOOD
 from secateur.generation.engine import Engine, Sampling
 from secateur.generation.self_generation import Goal, SelfGeneration
 from secateur.generation.styles.base import Material
