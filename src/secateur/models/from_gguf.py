@@ -67,7 +67,7 @@ def _open(file: Path, folder: Path) -> Any:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already; name a folder that does not exist yet, or is empty.")
     try:
-        from gguf import GGUFReader
+        from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UsageError(f"Reading GGUF files needs the package gguf: pip install gguf (found: {error}).") from error
     try:
