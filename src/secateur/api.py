@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import CalibrationError
-from secateur.models.loading import pick_device, settled_dtype
+from secateur.models.loading import load_tokenizer, pick_device, settled_dtype
 from secateur.pipeline.calibrate import CalibrationStage, plan_calibration
 from secateur.pipeline.components import ResolvedModel, resolve_model
 from secateur.pipeline.evaluate import (
@@ -210,6 +210,7 @@ def evaluate(
 def plan_evaluations(recipe: Recipe, against: str | None = None) -> list[EvaluationStage]:
     """The evaluation of the recipe's model, and that of the dense one it is compared with, if there is one."""
     model = resolve_model(recipe.model, recipe.revision)
+    load_tokenizer(model.folder)
     dense = resolve_model(against) if against else dense_model_of(model)
     stages = [plan_evaluation(recipe, model, dense)]
     return stages if dense is None else [*stages, plan_evaluation(recipe, dense)]

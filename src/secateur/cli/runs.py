@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from secateur.models.locate import DECIDING_FILES
+from secateur.models.locate import decides
 from secateur.pipeline.store import DIGEST_SHOWN, digest_of, read_manifest
 
 
@@ -45,9 +45,7 @@ def _models(manifests: Mapping[Path, dict[str, Any] | None]) -> dict[str, str]:
             found[model["digest"]] = str(model["name"])
         if manifest["kind"] == "pruned":
             files = manifest.get("files", {})
-            deciding = {
-                name: sha for name, sha in files.items() if name.endswith(".safetensors") or name in DECIDING_FILES
-            }
+            deciding = {name: sha for name, sha in files.items() if name.endswith(".safetensors") or decides(name)}
             found[digest_of(deciding)] = folder.name
     return found
 

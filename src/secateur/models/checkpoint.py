@@ -141,7 +141,7 @@ class Checkpoint:
         if not floating:
             raise ModelError(
                 f"The weights in {self.folder} are stored as {', '.join(sorted(sizes)) or 'nothing at all'}; Secateur reads "
-                "fp32, bf16 and fp16 weights."
+                "fp32, bf16 and fp16 weights. Save the model again in one of these: from_pretrained(..., dtype='float32')."
             )
         return FLOATS[max(floating, key=floating.__getitem__)]
 
@@ -192,7 +192,7 @@ class Checkpoint:
 
 def _is_quantised(name: str, place: _Place) -> bool:
     """By its dtype: fewer than 16 bits; or integers under a name that only weights have, and not masks or positions."""
-    if place.dtype.startswith(("F4", "F6", "F8")):
+    if place.dtype.startswith(("F4", "F6_", "F8")):
         return True
     integers = place.dtype.startswith(("I", "U"))
     return integers and len(place.shape) > 0 and bool(QUANTISED_NAMES.search(name))

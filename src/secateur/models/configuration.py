@@ -110,16 +110,17 @@ def empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 def refuse_quantised(folder: Path) -> None:
     """Raise ``ModelError`` for a model whose weights are quantised, by its config.json or by what its files hold."""
-    said, checkpoint = quantisation(folder), Checkpoint(folder)
+    by_config, checkpoint = quantisation(folder), Checkpoint(folder)
     stored = checkpoint.quantised
-    if not said and not stored:
+    if not by_config and not stored:
         return
-    reasons = [f"{CONFIG} has {said}"] if said else []
+    reasons = [f"{CONFIG} has {by_config}"] if by_config else []
     if stored:
         kinds = ", ".join(sorted({checkpoint.stored_as(name) for name in stored}))
-        reasons.append(f"{len(stored)} of its tensors are stored as {kinds}, the first being {stored[0]}")
+        others = f" and {len(stored) - 1} more are" if len(stored) > 1 else " is"
+        reasons.append(f"{stored[0]}{others} stored as {kinds}")
     raise ModelError(
-        f"The model {folder} is quantised: {', and '.join(reasons)}. Secateur prunes fp32, bf16 and fp16 weights: take the "
+        f"The model {folder} is quantised: {'; '.join(reasons)}. Secateur prunes fp32, bf16 and fp16 weights: take the "
         "unquantised original, and quantise what comes out."
     )
 
@@ -210,7 +211,8 @@ def _built_from(config: PreTrainedConfig, chosen: Any) -> PreTrainedConfig:
     text = config.sub_configs.get("text_config")
     if text is None or chosen is not AutoModelForCausalLM:
         return config
-    return config.get_text_config() if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].config_class == text else config
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return config.get_text_config() if model.config_class == text else config
 
 
 def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:

@@ -20,7 +20,6 @@ NAMED_WEIGHTS = "transformers_weights"
 """The key of config.json that names the file with the weights."""
 
 ADAPTER = "adapter_config.json"
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 OTHER_WEIGHTS = {
     *(".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".npz"),
@@ -57,18 +56,17 @@ def read_layout(folder: Path) -> Layout:
     """The layout of a folder. Raises ``ModelError`` when transformers would load no weights from it, or others than
     those that Secateur reads."""
     place, names = f"The model folder {folder}", _names_in(folder)
-    values = _readable_values(folder)
-    refuse_adapter(names, place, _read_json(folder / ADAPTER))
+    refuse_adapter(names, place, _base_model(_bytes(folder / ADAPTER)))
     ranks = sorted(name for name in names if RANK_SHARD.match(name))
     if ranks:
         raise ModelError(
             f"{place} holds the shards of a distributed checkpoint ({_listed(ranks)}), which transformers would load and "
             "Secateur does not read. Save the model again with save_pretrained."
         )
-    named = values.get(NAMED_WEIGHTS)
+    named = named_weights(_bytes(folder / CONFIG))
     _refuse_dangling(folder, [named] if isinstance(named, str) else [WEIGHTS, INDEX])
     opened = opened_file({*names, *_named_in_subfolder(folder, named)}, named, place)
-    dangling = [path.name for path in folder.iterdir() if _is_dangling(path)]
+    dangling = links_to_nowhere(folder)
     if not opened.endswith(".json"):
         return _sorted(names, (opened,), None, dangling)
     shards = shards_of((folder / opened).read_bytes(), f"{folder / opened}")
@@ -127,13 +125,12 @@ def shards_of(index: bytes, place: str) -> list[str]:
     return shards
 
 
-def refuse_adapter(names: Collection[str], place: str, config: dict[str, Any] | None = None) -> None:
+def refuse_adapter(names: Collection[str], place: str, base: str | None = None) -> None:
     """Raise ``ModelError`` for an adapter, alone or beside a whole model: where peft is installed, transformers would load
-    it too, so what is pruned would not be what is loaded. ``config``: what is in adapter_config.json."""
+    it too, so what is pruned would not be what is loaded. ``base``: the model that the adapter is for."""
     if ADAPTER not in names:
         return
-    base = (config or {}).get("base_model_name_or_path")
-    of = f" for {base}" if isinstance(base, str) and base else ""
+    of = f" for {base}" if base else ""
     merged = "with peft: PeftModel.merge_and_unload(), then save_pretrained"
     if CONFIG not in names:
         raise ModelError(
@@ -143,6 +140,11 @@ def refuse_adapter(names: Collection[str], place: str, config: dict[str, Any] | 
         f"{place} holds an adapter{of} ({ADAPTER}) beside the model, and transformers loads it with the model where peft is "
         f"installed. Merge it into the model first ({merged}), or take {ADAPTER} out of the folder to go without it."
     )
+
+
+def links_to_nowhere(folder: Path) -> list[str]:
+    """The names in a folder that are links to files which do not exist."""
+    return sorted(path.name for path in folder.iterdir() if _is_dangling(path))
 
 
 def is_weights(name: str) -> bool:
@@ -155,7 +157,7 @@ def config_values(folder: Path) -> dict[str, Any]:
     """What config.json says. Raises ``ModelError`` when it is missing or no JSON object."""
     path = folder / CONFIG
     if not path.is_file():
-        raise ModelError(f"The folder {folder} has no {CONFIG}, so it is not a Hugging Face model folder.")
+        raise no_config(folder)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -169,17 +171,36 @@ def config_values(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _readable_values(folder: Path) -> dict[str, Any]:
-    """What config.json says, if there is one that can be read: of what is wrong with it ``read_config`` tells."""
-    return _read_json(folder / CONFIG) or {}
+def no_config(folder: Path) -> ModelError:
+    """What to say of a folder without a config.json."""
+    names = {path.name for path in folder.iterdir()} - {CONFIG}
+    refuse_adapter(names, f"The folder {folder}", _base_model(_bytes(folder / ADAPTER)))
+    why = f": {_absent(folder / CONFIG)}" if _is_dangling(folder / CONFIG) else ""
+    return ModelError(f"The folder {folder} has no {CONFIG}{why}, so it is not a Hugging Face model folder.")
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def named_weights(config: bytes) -> Any:
+    """What the content of a config.json says under ``transformers_weights``; ``None`` when it says nothing, or cannot be
+    read: of what is wrong with it ``config_values`` tells."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(config)
+    except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return found.get(NAMED_WEIGHTS) if isinstance(found, dict) else None
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _base_model(adapter: bytes) -> str | None:
+    """The model that an adapter is for, by the content of its adapter_config.json."""
+    try:
+        found = json.loads(adapter)
+    except ValueError:
+        return None
+    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
+    return base if isinstance(base, str) and base else None
 
 
 def _named_file(names: Collection[str], named: Any, place: str) -> str:
@@ -205,11 +226,11 @@ def _instead(names: Collection[str]) -> str:
     """What there is of weights instead of those that transformers loads, and what to do."""
     top = sorted(name for name in names if "/" not in name)
     tensors = [name for name in top if name.endswith(".safetensors")]
-    variants = {found["name"]: name for name in tensors if (found := VARIANT.match(name))}
+    variants = [(found["name"], name) for name in tensors if (found := VARIANT.match(name))]
     shards = [name for name in tensors if SHARD.match(name)]
     consolidated = [name for name in tensors if name.startswith("consolidated")]
     if variants:
-        variant, example = min(variants.items())
+        variant, example = variants[0]
         return (
             f"it has the variant {variant!r} ({example}), which transformers loads only when asked to. Save it again without: "
             f"AutoModelForCausalLM.from_pretrained(FOLDER, variant={variant!r}).save_pretrained(NEW)."

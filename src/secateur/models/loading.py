@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from secateur.errors import ModelError, UsageError
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.configuration import causal_config, quantisation, refuse_quantised, said
+from secateur.models.configuration import causal_config, refuse_quantised, said
+from secateur.models.layout import links_to_nowhere
 from secateur.models.model_class import model_class
 from secateur.models.skeleton import DTYPES
 
@@ -23,31 +24,43 @@ MAX_LENGTH = 2048
 
 def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The model, in evaluation mode. ``dtype`` ``None``: as stored; parameters that the model's class insists on having in
-    float32 are, whatever is asked. Raises ``ModelError`` when it cannot be loaded whole."""
+    float32 are, whatever is asked. Raises ``ModelError`` when it cannot be loaded whole, or is quantised and cannot be
+    computed with here."""
     model = _loaded(folder, dtype, None)
-    try:
+    if not _is_loaded_quantised(causal_config(folder)):
         return model.to(device).eval()
-    except (ValueError, NotImplementedError) as error:  # quantised models stay where they were loaded
-        raise ModelError(f"{folder} cannot be moved to {device}: {said(error)}") from error
+    try:
+        model = model.to(device).eval()
+        with torch.inference_mode():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+    except Exception as error:  # what is missing for a kind of quantised weights shows in many ways
+        raise ModelError(
+            f"transformers cannot compute with the quantised weights of {folder}: {said(error)}"
+        ) from error
+    return model
 
 
 def check_loadable(folder: Path) -> None:
-    """Raise ``ModelError`` when ``load_model`` would: the model is loaded as a whole but for the numbers. Quantised models
-    are let pass: whether they can be loaded shows when they are."""
-    if quantisation(folder) is None:
+    """Raise ``ModelError`` when ``load_model`` would: everything is done but reading the numbers. Models that transformers
+    loads as quantised are let pass: whether it can shows when it does."""
+    if not _is_loaded_quantised(causal_config(folder)):
         _loaded(folder, None, "meta")
 
 
-def _loaded(folder: Path, dtype: torch.dtype | None, device_map: str | None) -> PreTrainedModel:
+def _is_loaded_quantised(config: PreTrainedConfig) -> bool:
+    return getattr(config, "quantization_config", None) is not None
+
+
+def _loaded(folder: Path, dtype: torch.dtype | None, device_map: str | None) -> Any:
     checkpoint, config = Checkpoint(folder), causal_config(folder)
-    by_config = quantisation(folder)
-    if checkpoint.quantised and not by_config:
+    quantised = _is_loaded_quantised(config)
+    if checkpoint.quantised and not quantised:
         refuse_quantised(folder)  # transformers would take the integers for weights
     try:
         loaded: Any = model_class(config).from_pretrained(
             folder,
             config=config,
-            dtype="auto" if by_config else dtype or checkpoint.dtype(),
+            dtype="auto" if quantised else dtype or checkpoint.dtype(),
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
@@ -77,9 +90,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
+        links = links_to_nowhere(folder)
+        broken = f" The links {', '.join(links)} in it lead nowhere." if links else ""
         raise ModelError(
-            f"The model folder {folder} has no tokenizer that transformers can load ({' '.join(str(error).split())[:200]}). "
-            "Copy the tokenizer files of the original model into it."
+            f"The model folder {folder} has no tokenizer that transformers can load ({' '.join(str(error).split())[:200]})."
+            f"{broken} Copy the tokenizer files of the original model into it."
         ) from error
     # Long documents are tokenised whole and cut into windows afterwards; the tokenizer's own limit would only warn.
     tokenizer.model_max_length = int(1e30)

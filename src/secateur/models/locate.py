@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import re
-from pathlib import Path
+from collections.abc import Callable, Collection
+from pathlib import Path, PurePosixPath
 
 from secateur.errors import ModelError
+from secateur.models.layout import (
+    CONFIG,
+    INDEX,
+    is_weights,
+    named_weights,
+    no_config,
+    opened_file,
+    refuse_adapter,
+    repository_layout,
+)
 
 REFERENCE = "reference"
 """The name of the bundled model."""
@@ -17,20 +29,35 @@ DECIDING_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "chat_template.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
 )
-"""Files besides the weights that can change what a model reads or writes."""
+"""Files besides the weights that can change what a model reads or writes; ``decides`` knows them, and those in
+sub-folders."""
 
 LONGEST_REASON = 160
 
 GGUF = b"GGUF"
 """What every GGUF file begins with."""
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+HUB_SUFFIXES = {".json", ".model", ".txt", ".jinja", ".py", ".tiktoken", ".bpe"}
+"""Endings of the files that are fetched beside the weights, if they go with the model."""
+
+TERMS = ("licen", "notice", "copying", "terms", "use_policy")
+"""How the names of files begin that say what may be done with a model; they are fetched whatever they end in."""
+
+
+def decides(name: str) -> bool:
+    """Whether a file beside the weights, by its path in the model, can change what the model reads or writes."""
+    return name in DECIDING_FILES or name.endswith(".tiktoken") or name.startswith("additional_chat_templates/")
 
 
 def reference_folder() -> Path:
@@ -39,7 +66,8 @@ def reference_folder() -> Path:
 
 
 def locate_model(name: str, revision: str | None = None) -> Path:
-    """The folder of a model given as ``reference``, a local folder, or a Hub id (downloaded once, safetensors only).
+    """The folder of a model given as ``reference``, a local folder, or a Hub id (downloaded once: the weights that
+    transformers would load, and what goes with them).
 
     Raises ``ModelError`` when there is no such folder, when it is a file or has GGUF files only (saying how to make a folder
     of one), or when the Hub cannot be reached or does not have it.
@@ -51,8 +79,8 @@ def locate_model(name: str, revision: str | None = None) -> Path:
         raise ModelError(_of_a_file(folder))
     if folder.is_dir():
         _refuse_gguf_alone(folder)
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"The folder {folder} has no config.json, so it is not a Hugging Face model folder.")
+        if not (folder / CONFIG).is_file():
+            raise no_config(folder)
         return folder
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise ModelError(
@@ -106,15 +134,66 @@ def _meant(name: str) -> str:
 
 
 def _download(name: str, revision: str | None) -> Path:
+    """The folder in the Hub's cache with the files of a model that are used, those that it lacks fetched.
+
+    What there is to choose from is known from the list of the repository's files, its config.json and its index, so nothing
+    is fetched that would not be used. Where the Hub cannot be reached, what the cache has must do.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, INDEX]))
+        commit = folder.name
+        names = _files_of(name, commit, folder)
+        if names is not None:
+            wanted = _wanted(name, names, lambda file: _content(name, commit, file))
+            snapshot_download(name, revision=commit, allow_patterns=[glob.escape(file) for file in wanted])
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"There is no folder {name!r}{_meant(name)} As a Hub id it could not be fetched: {_reason(error)}. Check the name "
             "and the connection, give a local folder, or try the bundled model: 'reference'."
         ) from error
+    return folder
+
+
+def _files_of(name: str, commit: str, folder: Path) -> list[str] | None:
+    """The files of a repository; ``None`` when the Hub cannot be reached, but the cache has weights of it in ``folder``."""
+    from huggingface_hub import HfApi
+
+    try:
+        return [file.rfilename for file in HfApi().model_info(name, revision=commit).siblings or ()]
+    except Exception:
+        if not any(is_weights(path.name) for path in folder.rglob("*") if path.name != INDEX):
+            raise
+        return None
+
+
+def _content(name: str, commit: str, file: str) -> bytes:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(name, file, revision=commit)).read_bytes()
+
+
+def _wanted(name: str, names: Collection[str], read: Callable[[str], bytes]) -> list[str]:
+    """Of the files ``names`` of a repository, those that are used. ``read`` gives the content of one. Raises ``ModelError``
+    when transformers would load no weights from it."""
+    place = f"The model {name} on the Hub"
+    refuse_adapter(names, place)
+    if CONFIG not in names:
+        weights = [file for file in names if is_weights(file)]
+        found = f"; it has {', '.join(sorted(weights)[:3])}" if weights else ""
+        raise ModelError(f"{place} has no {CONFIG}, so it is not a model that transformers loads{found}.")
+    opened = opened_file(names, named_weights(read(CONFIG)), place)
+    layout = repository_layout(names, opened, read(opened) if opened.endswith(".json") else None, place)
+    return [file for file in layout.files if file in layout.weights or file == layout.index or _goes_along(file)]
+
+
+def _goes_along(file: str) -> bool:
+    """Whether a file that is neither weights nor index is worth fetching: not pictures, logs or data."""
+    path = PurePosixPath(file)
+    return path.suffix in HUB_SUFFIXES or path.name.lower().startswith(TERMS)
 
 
 def _reason(error: Exception) -> str:

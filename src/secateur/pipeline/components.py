@@ -21,7 +21,7 @@ from secateur.methods.base import Method
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.configuration import max_positions
 from secateur.models.loading import MAX_LENGTH
-from secateur.models.locate import DECIDING_FILES, REFERENCE, locate_model
+from secateur.models.locate import REFERENCE, decides, locate_model
 from secateur.pipeline.recipe import Named, Recipe
 from secateur.pipeline.store import digest_of, file_digest
 from secateur.registry import Registry
@@ -103,6 +103,6 @@ def resolve_model(name: str, revision: str | None = None) -> ResolvedModel:
     """Locate a model and digest its files. Raises ``ModelError`` when it is missing, damaged or incomplete."""
     folder = locate_model(name, revision)
     checkpoint = Checkpoint(folder)
-    names = [*checkpoint.files, *(file for file in DECIDING_FILES if (folder / file).is_file())]
+    names = [*checkpoint.files, *filter(decides, checkpoint.layout.others)]
     digest = digest_of({file: file_digest(folder / file) for file in names})
     return ResolvedModel(name, folder, digest, max_positions(folder))

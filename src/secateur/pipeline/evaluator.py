@@ -20,14 +20,16 @@ from secateur.evaluation.scorer import Scorer
 from secateur.evaluation.task import EvaluationTask
 from secateur.evaluation.writing import writing
 from secateur.models.configuration import vocabulary_size
+from secateur.models.layout import read_layout
 from secateur.models.loading import load_model, load_tokenizer, pick_device, pick_dtype, settled_dtype
-from secateur.pipeline.components import DECIDING_FILES, ResolvedModel
+from secateur.models.locate import decides
+from secateur.pipeline.components import ResolvedModel
 from secateur.pipeline.provenance import Phases
 from secateur.pipeline.recipe import Recipe
 from secateur.pipeline.reporter import Reporter
 from secateur.pipeline.store import file_digest
 
-TOKENIZER_FILES = tuple(name for name in DECIDING_FILES if not name.startswith(("config", "generation_config")))
+NO_TOKENIZER_FILES = {"config.json", "generation_config.json"}
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ def _load(asked: Measurement, model: ResolvedModel) -> PreTrainedModel:
 
 
 def _tokenizer_key(folder: Path) -> tuple[tuple[str, str], ...]:
-    return tuple((name, file_digest(folder / name)) for name in TOKENIZER_FILES if (folder / name).is_file())
+    names = [name for name in read_layout(folder).others if decides(name) and name not in NO_TOKENIZER_FILES]
+    return tuple((name, file_digest(folder / name)) for name in names)
 
 
 def _read_texts(scorer: Scorer, texts: Sequence[str], most: int) -> tuple[tuple[int, ...], ...]:

@@ -62,3 +62,13 @@ def warnings(records: Sequence[LinearRecord], method: Method) -> list[str]:
             f"magnitude: {listed}{', ...' if len(starved) > 4 else ''}. Use more samples."
         )
     return found
+
+
+def left_behind(names: Sequence[str]) -> list[str]:
+    """What a user should know about files of the model that its pruned copy goes without."""
+    if not names:
+        return []
+    return [
+        f"Left behind in the copy, since transformers does not load it from this model: {', '.join(names[:6])}"
+        f"{', ...' if len(names) > 6 else ''}."
+    ]

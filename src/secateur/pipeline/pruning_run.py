@@ -15,7 +15,7 @@ from secateur.models.hidden import PREFIX, HiddenStates
 from secateur.pipeline.calibrate import load_set
 from secateur.pipeline.provenance import Phases, environment, machine_memory
 from secateur.pipeline.prune import PruningStage, check_prompts
-from secateur.pipeline.pruning_facts import calibration_facts, notes, warnings
+from secateur.pipeline.pruning_facts import calibration_facts, left_behind, notes, warnings
 from secateur.pipeline.reporter import Reporter
 from secateur.pipeline.store import build
 from secateur.pruning.loop import Job, Setting, prune_blocks
@@ -171,7 +171,10 @@ class _Run:
             "pruned_weights": sum(record.pruned for record in records),
             "shared_pass": len(self.building),
             "processes": self.workers.size,
-            "warnings": notes(stage) + warnings(records, stage.method),
+            "left_behind": list(stage.skeleton.checkpoint.left_behind),
+            "warnings": notes(stage)
+            + warnings(records, stage.method)
+            + left_behind(stage.skeleton.checkpoint.left_behind),
             "phases": dict(self.phases.found),
             **environment(),
         }
