@@ -152,7 +152,8 @@ def test_what_is_written_without_the_begin_token_is_scored_after_it(style, engin
     found = writer.run(Goal(1, generations=6), Journal(tmp_path / "journal")).samples
     assert {sample.token_ids[0] for sample in found} == {0 if style is Prefix else 60}
     for sample in found:
-        expected = by_hand(context.model, Begin(0, 64).before(sample.token_ids))
+        ids = sample.token_ids if style is Prefix else (0, *sample.token_ids)
+        expected = by_hand(context.model, ids)
         assert sample.mean_logprob == pytest.approx(expected, abs=1e-3)
 
 

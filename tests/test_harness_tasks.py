@@ -115,9 +115,8 @@ def test_two_that_want_the_same_evaluation_take_turns(llama, text_file, tmp_path
 
 
 def test_plain_evaluations_keep_their_digests(llama, text_file):
-    recipe = Recipe.model_validate(
-        {"model": str(llama), "evaluation": {"text": str(text_file), "protocol": "concat-32"}}
-    )
+    asked = {"text": str(text_file), "protocol": "concat-32", "bos": "first"}  # as it was before it could be asked for
+    recipe = Recipe.model_validate({"model": str(llama), "evaluation": asked})
     stage = plan_evaluation(recipe, resolve_model(str(llama)))
     known = {"stage", "format", "model", "dense", "text", "text_fingerprint", "protocol", "limit", "dtype"}
     assert stage.spec.keys() == known
