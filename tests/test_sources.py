@@ -13,7 +13,15 @@ import pytest
 from conftest import tiny_tokenizer
 from secateur.calibration.sources import SOURCES
 from secateur.calibration.sources.files import FileSource
-from secateur.calibration.sources.python_texts import Prose, SitePackages, StdlibHeldout, StdlibTrain, split_of
+from secateur.calibration.sources.python_texts import (
+    Prose,
+    ProseHeldout,
+    ProseTrain,
+    SitePackages,
+    StdlibHeldout,
+    StdlibTrain,
+    split_of,
+)
 from secateur.calibration.sources.random_tokens import RandomTokens
 from secateur.calibration.sources.resolve import resolve_source, resolve_text_source
 from secateur.errors import CalibrationError, UnknownNameError, UsageError
@@ -101,6 +109,16 @@ def test_the_split_of_the_library_is_by_path_and_leaks_nothing():
     assert not any("pydoc_data" in path or "site-packages" in path for path in train)
 
 
+def test_the_sides_of_the_prose_are_all_of_it_and_share_no_paragraph():
+    train, heldout = dict(ProseTrain().texts()), dict(ProseHeldout().texts())
+    assert train | heldout == dict(Prose().texts())
+    assert not train.keys() & heldout.keys()
+    assert sum(map(len, heldout.values())) > 50_000
+    known = " ".join(" ".join(train.values()).split())
+    parts = (" ".join(part.split()) for text in heldout.values() for part in text.split("\n\n"))
+    assert not [part for part in parts if len(part) >= 60 and part in known]
+
+
 def test_the_other_bundled_texts_are_there():
     assert sum(len(text) for _, text in Prose().texts()) > 300_000
     assert sum(len(text) for _, text in itertools.islice(SitePackages().texts(), 50)) > 50_000
@@ -122,6 +140,6 @@ def test_the_order_of_documents_is_decided_by_the_seed(text_file):
 
 
 def test_sources_are_listed_with_what_their_docstrings_say():
-    for name in ("random-tokens", "stdlib-train", "stdlib-heldout", "site-packages"):
+    for name in ("random-tokens", "stdlib-train", "stdlib-heldout", "site-packages", "prose-train", "prose-heldout"):
         summary = SOURCES.entries()[name].summary
         assert (SOURCES.load(name).__doc__ or "").startswith(summary)

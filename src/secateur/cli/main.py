@@ -26,7 +26,7 @@ COMMANDS = {
     "report": "Make one page of what studies found.",
     "check": "Check a recipe against its model and say what it would do, without doing it.",
     "ls": "List methods, sources, filters, selections, styles, engines, allocations, recipes, studies, tasks, or runs.",
-    "demo": "The main job on the bundled model, offline, as one table.",
+    "demo": "The main job on the bundled model or on MODEL, offline, as one table.",
 }
 
 PLACES = {"inspect": "inspect:inspect_", "import": "import_:import_"}

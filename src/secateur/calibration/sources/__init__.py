@@ -26,6 +26,16 @@ SOURCES = Registry(
         Entry("site-packages", f"{_TEXTS}:SitePackages", "Sources of the installed packages: code by other writers."),
         Entry("prose", f"{_TEXTS}:Prose", "The Python language reference: English prose, in no model's way."),
         Entry(
+            "prose-train",
+            f"{_TEXTS}:ProseTrain",
+            "The topics of prose to calibrate on where prose-heldout is evaluated on.",
+        ),
+        Entry(
+            "prose-heldout",
+            f"{_TEXTS}:ProseHeldout",
+            "The other topics of prose, which share no paragraph with those: for evaluation only.",
+        ),
+        Entry(
             "file",
             "secateur.calibration.sources.files:FileSource",
             "A txt, jsonl, jsonl.gz or parquet file, or a folder of them.",
