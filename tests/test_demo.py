@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from pathlib import Path
 
 import pytest
 import transformers
 
+from secateur.calibration.sources import python_texts
 from secateur.cli import demo
 from secateur.cli.demo import Table
 from secateur.cli.main import main
@@ -16,6 +19,14 @@ from secateur.pipeline.components import resolve_model
 
 SMALL = ["--set", "calibration.samples=4", "--set", "calibration.length=24", "--set", "evaluation.limit=2"]
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[it]{% endif %}"
+
+
+@pytest.fixture(autouse=True)
+def few_files(monkeypatch):
+    """Of installed packages and of the library a few files: reading all of them takes seconds each time."""
+    for source in (python_texts.SitePackages, python_texts.StdlibTrain, python_texts.StdlibHeldout):
+        found = list(itertools.islice(python_texts.python_files(Path(json.__file__).parent), 5))
+        monkeypatch.setattr(source, "texts", lambda self, found=found: iter(found))
 
 
 @pytest.fixture
