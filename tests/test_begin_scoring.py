@@ -186,6 +186,8 @@ def test_the_digest_of_a_set_changes_only_where_scores_can(tmp_path, text_file):
         (adds, own),
         (adds, own | {"bos": "none"}),  # what is judged is what was written, which begins
         (adds, solve),
+        (adds, own | {"generation": {"style": "self-calibration"}}),
+        (plain, own | {"generation": {"style": "self-calibration"}}),
         (written, talk),
         (written, solve),
         (plain, text | judged | {"bos": "none"}),
@@ -198,6 +200,7 @@ def test_the_digest_of_a_set_changes_only_where_scores_can(tmp_path, text_file):
         (adds, text | judged | {"packing": "paper"}),
         (adds, text | {"bos": "none", "selection": "lowest-perplexity"}),
         (adds, own | {"bos": "none", "selection": "min-k"}),
+        (adds, own | {"generation": {"style": {"name": "self-calibration", "begin": "</s>"}}}),
         (chat, talk),
         (chat, solve),
     ]

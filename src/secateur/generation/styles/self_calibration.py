@@ -44,6 +44,9 @@ class SelfCalibration(Style):
                 f"Samples of {length} token leave nothing to write after the begin token; raise calibration.length."
             )
 
+    def begins(self, material: Material) -> bool:
+        return material.scored.begins(self._start(material))
+
     def _start(self, material: Material) -> list[int]:
         if self.begin is not None:
             found = material.encode(self.begin)
@@ -53,7 +56,7 @@ class SelfCalibration(Style):
                     "model's tokenizer; give the text of one, such as a special token's."
                 )
             return found
-        own = material.tokenizer.bos_token_id
+        own = material.tokenizer.bos_token_id if material.bos is None else material.bos
         if not isinstance(own, int):
             raise UsageError(
                 "Self-calibration starts from the begin token alone, and this model's tokenizer has none; name the token that "
