@@ -111,7 +111,7 @@ def test_of_a_repository_what_is_used_is_fetched_once(hub, folder, run, layout, 
         ),
         (
             {"config.json": b"{}", INDEX: b"{}"},
-            "The index model.safetensors.index.json of The model org/model .*damaged",
+            "The index model.safetensors.index.json of the model org/model .*damaged",
         ),
         (
             {"config.json": b'{"transformers_weights": "a.safetensors"}', WEIGHTS: b"x"},

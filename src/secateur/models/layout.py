@@ -69,10 +69,12 @@ def read_layout(folder: Path) -> Layout:
     dangling = links_to_nowhere(folder)
     if not opened.endswith(".json"):
         return _sorted(names, (opened,), None, dangling)
-    shards = shards_of((folder / opened).read_bytes(), f"{folder / opened}")
+    index, place = (folder / opened).read_bytes(), f"{folder / opened}"
+    shards = shards_of(index, place)
     for shard in shards:
         if not (folder / shard).is_file():
-            raise ModelError(f"{folder / opened} names {shard}, but {_absent(folder / shard)}; download it again.")
+            raise ModelError(f"{place} names {shard}, but {_absent(folder / shard)}; download it again.")
+    refuse_without_metadata(index, place)
     return _sorted(names, tuple(shards), opened, dangling)
 
 
@@ -81,10 +83,12 @@ def repository_layout(names: Collection[str], opened: str, index: bytes | None, 
     its content, if it is one. Raises ``ModelError`` when shards are missing."""
     if index is None:
         return _sorted(names, (opened,), None)
-    shards = shards_of(index, f"{opened} of {place}")
+    where = f"{opened} of {place[0].lower()}{place[1:]}"
+    shards = shards_of(index, where)
     absent = [shard for shard in shards if shard not in names]
     if absent:
-        raise ModelError(f"{opened} of {place} names {_listed(absent)}, but the repository has no such file.")
+        raise ModelError(f"{where} names {_listed(absent)}, but the repository has no such file.")
+    refuse_without_metadata(index, where)
     return _sorted(names, tuple(shards), opened)
 
 
@@ -103,26 +107,28 @@ def opened_file(names: Collection[str], named: Any, place: str) -> str:
 
 
 def shards_of(index: bytes, place: str) -> list[str]:
-    """The files that an index names, in the order transformers reads them. Raises ``ModelError`` for one that transformers
-    cannot read, or whose files lie outside of the model."""
+    """The files that an index names, in the order transformers reads them. Raises ``ModelError`` for one that is damaged, or
+    whose files lie outside of the model."""
     try:
-        found = json.loads(index)
-        shards = sorted(set(found["weight_map"].values()))
-        metadata = found.get("metadata")
+        shards = sorted(set(json.loads(index)["weight_map"].values()))
         paths = [PurePosixPath(shard) for shard in shards]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"The index {place} is damaged ({error!r}); download it again.") from error
     if not shards:
         raise ModelError(f"The index {place} names no files; download it again.")
-    if not isinstance(metadata, dict):
-        raise ModelError(
-            f'The index {place} has no "metadata", without which transformers does not load it; add "metadata": {{}} to '
-            "it, or download it again."
-        )
     for shard, path in zip(shards, paths, strict=True):
         if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
             raise ModelError(f"The index {place} names {shard}, which is no safetensors file inside the model.")
     return shards
+
+
+def refuse_without_metadata(index: bytes, place: str) -> None:
+    """Raise ``ModelError`` for an index that transformers does not load."""
+    if not isinstance(json.loads(index).get("metadata"), dict):
+        raise ModelError(
+            f'The index {place} has no "metadata", without which transformers does not load it; add "metadata": {{}} to '
+            "it, or download it again."
+        )
 
 
 def refuse_adapter(names: Collection[str], place: str, base: str | None = None) -> None:
