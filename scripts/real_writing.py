@@ -46,7 +46,7 @@ from secateur.reports.drawing import look, new_figure, standalone, style, svg_of
 SHOWN = 20
 """Texts of each style to read."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-ASKED_OF = ("repetition", "duplicates", "language", "length")
+ASKED_OF = ("repetition", "duplicates", "language")
 """Filters that no style has by default: what each would drop by its defaults, if it came first."""
 PROSE = "prose"
 GIVEN = "\N{BROKEN BAR}"
@@ -377,6 +377,7 @@ def figure(series: Mapping[str, Sequence[Text]]) -> str:
             axis.set_title(f"{name}: median {statistics.median(kept + dropped):.1f}", fontsize=9, loc="left")
             axis.set_xscale("log")
             axis.set_ylabel("texts")
+            axis.yaxis.get_major_locator().set_params(integer=True)
         axes[-1].set_xlabel("perplexity under the model (logarithmic)")
         ticks = [
             tick for tick in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000, 3000) if bins[0] <= tick <= bins[-1]
