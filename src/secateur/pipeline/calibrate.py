@@ -99,6 +99,8 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
         material = material_of(recipe, tokenizer, model.positions)
         style.check(material, packing.length)
         lacking |= not style.begins(material)
+        if style.uneven:  # before, the longest prompt of a batch cut the answers to all of it
+            resolved["answers"] = "as long as each prompt leaves room"
         resolved |= {"generation": generation, "dtype": dtype, "device": device}
         resolved["prefix_fingerprint"] = [source.fingerprint() for source, _ in material.sources]
     if drawn:

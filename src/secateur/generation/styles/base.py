@@ -63,6 +63,8 @@ class Style(ABC):
 
     uses_sources: bool = True
     """Whether the prompts come from the material's sources."""
+    uneven: bool = False
+    """Whether prompts differ in length, so that answers do too."""
 
     @abstractmethod
     def prompts(self, material: Material) -> Iterator[list[int]]:

@@ -31,6 +31,7 @@ class Chat(Style):
     user_tokens: int = 256
 
     uses_sources = False
+    uneven = True
 
     def __post_init__(self) -> None:
         if self.user_tokens < 1:

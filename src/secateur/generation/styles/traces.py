@@ -27,6 +27,8 @@ class Traces(Style):
     prompt_tokens: int = 1024
     template: Literal["auto", "never", "always"] = "auto"
 
+    uneven = True
+
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
             raise UsageError(f"The style traces needs prompt_tokens >= 1; found {self.prompt_tokens}.")
