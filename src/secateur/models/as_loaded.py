@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging as transformers_logging
 
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.configuration import empty_model
@@ -27,7 +29,8 @@ class AsLoaded:
         mapping: Any = get_model_conversion_mapping(self._model)
         config = LoadStateDictConfig(dtype=self._model.dtype, weight_mapping=mapping, device_map={"": "cpu"})
         stored = {key: self.checkpoint.read(key) for key in keys}
-        convert_and_load_state_dict_in_model(self._model, stored, config)
+        with _without_progress():
+            convert_and_load_state_dict_in_model(self._model, stored, config)
         loaded = {
             name: parameter.detach() for name, parameter in self._model.named_parameters() if not parameter.is_meta
         }
@@ -36,3 +39,15 @@ class AsLoaded:
             empty = nn.Parameter(parameter.to("meta"), requires_grad=False)
             self._model.get_submodule(place).register_parameter(leaf, empty)
         return loaded
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """No bar of transformers' for every few tensors."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
