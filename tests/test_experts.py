@@ -93,10 +93,8 @@ def test_split_experts_compute_what_transformers_does(kind, dtype, tmp_path):
     batches = make_batches(sequences(), 4)
     activations = capture(skeleton, batches)
     seen: list[list[Tensor]] = [[], []]
-    for block, found in zip(model.model.layers, seen, strict=True):
-        block.register_forward_hook(
-            lambda _, __, output, found=found: found.append(output if torch.is_tensor(output) else output[0])
-        )
+    for module, found in zip((model.model.layers[1], model.lm_head), seen, strict=True):
+        module.register_forward_pre_hook(lambda _, args, found=found: found.append(args[0]))
     for batch in batches:
         model(**batch.model_inputs(), use_cache=False)
     for index in range(2):

@@ -64,6 +64,17 @@ def make_batches(
     ]
 
 
+def unpadded(batch: Batch) -> list[Batch]:
+    """The sequences of a batch in batches of one length each, so that nothing is padded."""
+    lengths = batch.token_mask.sum(dim=1).tolist()
+    parts = []
+    for length in dict.fromkeys(lengths):
+        rows = [row for row, own in enumerate(lengths) if own == length]
+        weights = None if batch.weights is None else batch.weights[rows, :length]
+        parts.append(Batch(batch.ids[rows, :length], None, weights))
+    return parts
+
+
 def _weighted(batch: Batch, prompts: Sequence[int], weight: float) -> Batch:
     weights = batch.token_mask.double()
     for row, prompt in enumerate(prompts):

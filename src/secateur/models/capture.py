@@ -1,181 +1,205 @@
-"""What enters the first block, and with which arguments each block is called: captured once, replayed block by block."""
+"""Calibration batches brought to the first block, once it is proven that running block by block is the model's own forward."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from secateur.models.batches import Batch
+from secateur.errors import ModelError, UsageError
+from secateur.models.activations import Activations, Proof, storage, whole
+from secateur.models.batches import Batch, unpadded
 from secateur.models.hidden import HiddenStates
+from secateur.models.paused import Call, PausedForward, telling
 from secateur.models.skeleton import Skeleton
+from secateur.models.structure import Linear, inputs_of
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class _Stopped(Exception):
-    """Raised to end a forward whose remainder is not needed."""
-
-
-class Activations:
-    """The hidden states of every calibration batch at the entry of the current block.
-
-    ``masks``: which tokens of each batch count in statistics, or how much. Blocks are called with the very arguments the
-    model's own forward passed to them, captured per block (models with several attention types pass different ones).
-    """
-
-    def __init__(
-        self,
-        hidden: HiddenStates,
-        arguments: list[list[Arguments]],
-        masks: list[Tensor | None],
-        returns_tuple: bool = False,
-    ) -> None:
-        self.hidden = hidden
-        self.masks = masks
-        self.returns_tuple = returns_tuple
-        self._arguments = arguments
-
-    def forward(self, index: int, block: nn.Module, batch: int) -> Tensor:
-        """The output of block ``index`` for one batch."""
-        args, kwargs = self._arguments[batch][index]
-        return first_output(block(self.hidden[batch], *args, **kwargs))
-
-    def advance(self, index: int, block: nn.Module) -> None:
-        """Replace the hidden states by the outputs of block ``index``."""
-        for batch in range(len(self.hidden)):
-            self.hidden[batch] = self.forward(index, block, batch)
-
-
-def first_output(output: Any) -> Tensor:
-    """Blocks return their hidden states alone or first in a tuple, depending on the architecture and version."""
-    return output[0] if isinstance(output, tuple) else output
+SEQUENCES, TOKENS = 2, 32
+"""How much of the first batch a proof takes."""
 
 
 @torch.inference_mode()
 def capture(skeleton: Skeleton, batches: Sequence[Batch], hidden: HiddenStates | None = None) -> Activations:
-    """Run the model's own forward over ``batches`` with stand-ins for the blocks that only note how they are called.
+    """Run the model's own forward over ``batches`` up to its first block. ``hidden`` decides what stays in memory.
 
-    What enters the first block is put into ``hidden``, which decides what stays in memory.
+    Where padding would reach the statistics, the sequences are batched anew with others of their length. Raises
+    ``ModelError`` when the model cannot be run block by block (``prove``), ``UsageError`` when tokens are to be weighed
+    whose rows cannot be told apart.
     """
-    hidden = HiddenStates() if hidden is None else hidden
-    skeleton.load_outside()
-    skeleton.load_block(0)
-    recorder = _Recorder(skeleton.blocks[0])
-    arguments = []
-    with _stand_ins(skeleton, recorder, _stop):
-        for batch in batches:
-            recorder.start()
-            with suppress(_Stopped):
-                skeleton.model(**batch.model_inputs(skeleton.device), use_cache=False)
-            assert recorder.hidden is not None
-            hidden.append(recorder.hidden)
-            arguments.append(recorder.arguments)
-    skeleton.drop_block(0)
-    skeleton.drop_outside()
-    return Activations(hidden, arguments, [batch.counted for batch in batches], bool(recorder.returns_tuple))
+    proof = prove(skeleton, batches[0]) if batches else Proof()
+    if not proof.pads:
+        batches = [part for batch in batches for part in unpadded(batch)]
+    if proof.astray and any(batch.counted is not None for batch in batches):
+        raise UsageError(
+            f"pruning.prompt_weight cannot be followed in {type(skeleton.model).__name__}: {proof.astray} is called with other "
+            "rows than one for each token, in order. Leave it at 1."
+        )
+    return Activations(skeleton, batches, HiddenStates() if hidden is None else hidden, proof)
+
+
+_PROOFS: WeakKeyDictionary[Skeleton, Proof] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
-def capture_head_inputs(skeleton: Skeleton, batches: Sequence[Batch], activations: Activations) -> Iterator[Tensor]:
-    """What enters the output head for each batch, given the hidden states after the last block."""
-    head = skeleton.model.get_output_embeddings()
-    assert head is not None
-    skeleton.load_outside()
-    caught: list[Tensor] = []
+def prove(skeleton: Skeleton, batch: Batch) -> Proof:
+    """Run the dense model over the beginning of ``batch`` twice at once, block by block: as it is, and as calibration data
+    runs, with blocks that are called again and hidden states that come and go. Both must give the same, bit for bit.
 
-    def catch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        caught.append(args[0])
-        raise _Stopped
-
-    handle = head.register_forward_pre_hook(catch)
-    try:
-        for batch, hidden in zip(batches, activations.hidden, strict=True):
-            recorder = _Recorder(skeleton.blocks[0], activations.returns_tuple)
-            with _stand_ins(skeleton, recorder, lambda _, hidden=hidden: hidden), suppress(_Stopped):
-                skeleton.model(**batch.model_inputs(skeleton.device), use_cache=False)
-            yield caught.pop()
-    finally:
-        handle.remove()
-        skeleton.drop_outside()
+    Once for a skeleton; costs one read of all blocks. Raises ``ModelError`` naming the block when blocks are not called
+    once each and in order, or one gives something else when it is called again.
+    """
+    if skeleton not in _PROOFS:
+        mask = None if batch.mask is None else batch.mask[:SEQUENCES, :TOKENS]
+        _PROOFS[skeleton] = _Trial(skeleton, Batch(batch.ids[:SEQUENCES, :TOKENS], mask)).run()
+    return _PROOFS[skeleton]
 
 
-def _stop(_: Tensor) -> Tensor:
-    raise _Stopped
+class _Aside(HiddenStates):
+    """Hidden states that are always put away and read back, as if they lay on disk."""
+
+    def __setitem__(self, index: int, hidden: Tensor) -> None:
+        self._kept[index] = hidden.clone()
+
+    def on_disk(self, index: int) -> bool:
+        return True
 
 
-@contextmanager
-def _stand_ins(skeleton: Skeleton, recorder: _Recorder, after_last: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Put stand-ins in the blocks' places; ``after_last`` gives what the last one returns."""
-    originals = list(skeleton.blocks)
-    try:
-        for index, block in enumerate(originals):
-            skeleton.blocks[index] = _StandIn(block, recorder, after_last if index == len(originals) - 1 else None)
-        yield
-    finally:
-        for index, block in enumerate(originals):
-            skeleton.blocks[index] = block
+class _Choices(TorchFunctionMode):
+    """Notes when the largest of as many numbers as there are tokens are chosen: which of equals depends on how many."""
 
-
-class _Recorder:
-    """Collects the calls of one forward; tensors equal to the previous batch's are kept once."""
-
-    def __init__(self, first_block: nn.Module, returns_tuple: bool | None = None) -> None:
-        self.first_block = first_block
-        self.returns_tuple = returns_tuple
-        self.hidden: Tensor | None = None
-        self.arguments: list[Arguments] = []
-        self._known: list[Tensor] = []
-
-    def start(self) -> None:
-        self.hidden, self.arguments = None, []
-
-    def reached(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Note one call; its hidden states."""
-        if not args:
-            args, kwargs = (kwargs["hidden_states"],), {k: v for k, v in kwargs.items() if k != "hidden_states"}
-        hidden, *rest = args
-        if self.returns_tuple is None:
-            self.returns_tuple = isinstance(self.first_block(hidden, *rest, **kwargs), tuple)
-        if self.hidden is None:
-            self.hidden = hidden
-        self.arguments.append((tuple(map(self._intern, rest)), {k: self._intern(v) for k, v in kwargs.items()}))
-        return hidden
-
-    def _intern(self, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(self._intern, value))
-        if not isinstance(value, Tensor):
-            return value
-        for known in self._known:
-            if known is value or (
-                known.shape == value.shape and known.dtype == value.dtype and torch.equal(known, value)
-            ):
-                return known
-        self._known.append(value)
-        return value
-
-
-class _StandIn(nn.Module):
-    """Takes the place of a block: notes its call and passes the hidden states on, or ``replace``s them."""
-
-    def __init__(self, block: nn.Module, recorder: _Recorder, replace: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(self, tokens: int) -> None:
         super().__init__()
-        self.__dict__["_block"] = block
-        self._recorder = recorder
-        self._replace = replace
+        self.tokens, self.seen = tokens, False
 
-    def __getattr__(self, name: str) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "topk" and args:
+            self.seen |= args[0].shape[-1] == self.tokens
+        return func(*args, **(kwargs or {}))
+
+
+class _Trial:
+    """One proof. ``plain``: the forward as it is; ``treated``: as calibration data runs."""
+
+    def __init__(self, skeleton: Skeleton, batch: Batch) -> None:
+        self.skeleton = skeleton
+        self.shape = tuple(batch.ids.shape)
+        self.choices = _Choices(self.shape[1])
+        self.astray = ""
+        self.last = -1  # of the blocks that were run
+        self.place = 0
+        self.weights_used = self.outside = False
+        self.used: set[int] = set()
+        self.called: set[str] = set()
+        with telling(skeleton.model, "before its first block"):
+            self.treated = Activations(skeleton, [batch], _Aside(), Proof())
+            skeleton.load_outside()
+            inputs = batch.model_inputs(skeleton.device)
+            self.plain = PausedForward(skeleton.model, skeleton.blocks, inputs, self._watch)
+        self.first = self.plain.call
+        self.variables = list(self.plain.variables())
+
+    def run(self) -> Proof:
+        linears = []
+        for index in range(len(self.skeleton.blocks)):
+            linears += self.skeleton.linears(index)
+            if self.plain.index == index and self.plain.call is not None:
+                self._block(index, self.plain.call)
+        self.skeleton.drop_outside()
+        hidden = next(iter(_leaves(self.first)[self.place :]), None)
+        lasting = {
+            name
+            for name, value in self.variables
+            if isinstance(hidden, Tensor) and value.shape == hidden.shape and storage(value) in self.used
+        }
+        uncalled = [one.name for one in linears if one.experts is None and one.name not in self.called]
+        return Proof(
+            self.place,
+            frozenset(lasting),
+            self.outside,
+            self.last,
+            tuple(uncalled),
+            pads=not self.astray and not self.choices.seen,
+            astray=self.astray,
+        )
+
+    def _block(self, index: int, call: Call) -> None:
+        block = self.skeleton.load_block(index)
+        with telling(self.skeleton.model, f"in block {index}"), self._noting(index), self.choices:
+            output = block(*call.args, **call.kwargs)
+            again = self.treated.run(index, block, 0)
+        with telling(self.skeleton.model, f"after block {index}"):
+            self.last = index
+            self.plain.go_on(output)
+            self.treated.run(index, block, 0, hand_on=True)
+        leaves = _leaves(self.plain.call)
+        with self.treated.present(0):
+            same = _same(leaves, _leaves(self.treated.call(0)))
+        if not same or not _same(tree_leaves(output), tree_leaves(again)):
+            raise ModelError(
+                f"Block {index} of {type(self.skeleton.model).__name__} gives something else when it is called again with the same inputs, so what "
+                "the blocks after it would be pruned by is not what they see in the model. Secateur cannot prune this model."
+            )
+        if self.plain.index < len(self.skeleton.blocks):
+            self.outside |= self.weights_used
+            if call is self.first:
+                self.place = _place_of(leaves, tree_leaves(output), call.leaves)
+        self.used |= {storage(leaf) for leaf in leaves if isinstance(leaf, Tensor)}
+        self.skeleton.drop_block(index)
+
+    @contextmanager
+    def _noting(self, index: int) -> Iterator[None]:
+        """Note which linears of block ``index`` are called, and whether with one row for each token."""
+
+        def hook(linear: Linear) -> Callable[..., None]:
+            def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                self.called.add(linear.name)
+                rows = tuple(inputs_of(args, kwargs).shape[:-1])
+                if linear.experts is None and rows not in (self.shape, (math.prod(self.shape),)):
+                    self.astray = self.astray or linear.name
+
+            return before
+
+        linears = self.skeleton.linears(index)
+        handles = [linear.module.register_forward_pre_hook(hook(linear), with_kwargs=True) for linear in linears]
         try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_block"], name)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = self._recorder.reached(args, kwargs)
-        if self._replace is not None:
-            hidden = self._replace(hidden)
-        return (hidden,) if self._recorder.returns_tuple else hidden
+    def _watch(self, tensor: Tensor) -> None:
+        """Note what the model computes with after its first block."""
+        if self.last >= 0:
+            self.used.add(storage(tensor))
+            self.weights_used |= isinstance(tensor, nn.Parameter)
+
+
+def _place_of(leaves: Sequence[Any], given: Sequence[Any], before: Sequence[Any]) -> int:
+    """Which of the leaves of block 1's call are the hidden states: the largest that block 0 gave, or that is new."""
+    kept = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point() and whole(leaf)]
+    from_block = [place for place in kept if any(leaves[place] is one for one in given)]
+    new = [place for place in kept if not any(leaves[place] is one for one in before)]
+    return max(from_block or new or [0], key=lambda place: leaves[place].numel() if kept else 0)
+
+
+def _leaves(call: Call | None) -> list[Any]:
+    return [] if call is None else call.leaves
+
+
+def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether all tensors among the leaves of two outputs or calls are the same, bit for bit."""
+    pairs = zip(some, others, strict=True)
+    return all(_equal(one, other) for one, other in pairs if isinstance(one, Tensor) and isinstance(other, Tensor))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())

@@ -52,6 +52,13 @@ class HiddenStates:
         with self._file(index).open("wb") as stream:
             stream.write(_bytes(hidden.cpu().contiguous()))
 
+    def __delitem__(self, index: int) -> None:
+        """Forget what is held in memory for a batch, if anything is."""
+        self._kept.pop(index, None)
+
+    def on_disk(self, index: int) -> bool:
+        return index in self._spilled
+
     def close(self) -> None:
         """Let go of everything, files included."""
         self._kept.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -33,20 +33,17 @@ def collect(
 ) -> dict[str, InputStatistics]:
     """Run block ``index`` over all batches; the statistics of each linear's inputs, of all ``workers``, by linear name.
 
-    Linears that are called with the same tensor (q/k/v, gate/up) share one statistic. With ``advance`` the hidden states
-    become the block's outputs; without, a forward ends where the last linear is about to run. Raises ``NumericsError``
+    Linears that are called with the same tensor (q/k/v, gate/up) share one statistic. With ``advance`` the block's outputs
+    are handed on; without, a forward ends where the last linear is about to run. Raises ``NumericsError``
     naming the block and the linear when an input is not finite.
     """
     collector = _Collector(kinds, early_stop=not advance)
-    with collector.watching(linears), torch.inference_mode():
-        for batch in range(len(activations.hidden)):
+    going_on = activations.handing_on(index) if advance else nullcontext()
+    with collector.watching(linears), torch.inference_mode(), going_on:
+        for batch in range(len(activations)):
             collector.start(activations.masks[batch])
-            try:
-                output = activations.forward(index, block, batch)
-            except _Stopped:
-                continue
-            if advance:
-                activations.hidden[batch] = output
+            with suppress(_Stopped):
+                activations.run(index, block, batch, hand_on=advance)
     collector.start(None)
     by_linear = collector.by_linear
     if workers is not None:

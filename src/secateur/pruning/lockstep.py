@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,22 +29,24 @@ def prune_in_lockstep(
     kinds: Kinds,
     prune: Prune,
     workers: Workers,
+    advance: bool,
 ) -> None:
     """Run block ``index`` over all batches together, calling ``prune`` for each linear when its inputs are known.
 
     A linear's inputs come from the pruned linears before it, within the block too, and every matrix product is computed
-    once. Between two linears each batch holds what its forward still needs. The hidden states become the block's
-    outputs. Raises ``NumericsError`` when an input is not finite, a linear is never called, or batches call the linears
+    once. Between two linears each batch holds what its forward still needs. With ``advance`` the block's outputs are
+    handed on. Raises ``NumericsError`` when an input is not finite, a linear is never called, or batches call the linears
     in different orders.
     """
     pruned: set[str] = set()
-    batches = range(len(activations.hidden))
-    runs = [greenlet(lambda batch=batch: activations.forward(index, block, batch)) for batch in batches]
+    batches = range(len(activations))
+    runs = [greenlet(lambda batch=batch: _run(activations, index, block, batch, advance)) for batch in batches]
     masks = {run: activations.masks[batch] for batch, run in zip(batches, runs, strict=True)}
-    with _pausing(linears, pruned, masks), torch.inference_mode():
-        states: list[Any] = [run.switch() for run in runs]
+    going_on = activations.handing_on(index) if advance else nullcontext()
+    with _pausing(linears, pruned, masks), torch.inference_mode(), going_on:
+        states: list[Call | None] = [run.switch() for run in runs]
         shared: tuple[list[Tensor], InputStatistics] | None = None
-        while not isinstance(states[0], Tensor):
+        while states[0] is not None:
             linear, calls = _same_linear(states)
             inputs = [tensor for _, tensor, _ in calls]
             if shared is not None and all(one is other for one, other in zip(shared[0], inputs, strict=True)):
@@ -61,13 +63,15 @@ def prune_in_lockstep(
             del calls
             for batch, run in enumerate(runs):
                 states[batch] = run.switch()
-    if not all(isinstance(state, Tensor) for state in states):
+    if not all(run.dead for run in runs):
         raise _out_of_step(index)
-    for batch, output in enumerate(states):
-        activations.hidden[batch] = output
     for linear in linears:
         if linear.name not in pruned:
             raise never_called(linear)
+
+
+def _run(activations: Activations, index: int, block: nn.Module, batch: int, advance: bool) -> None:
+    activations.run(index, block, batch, hand_on=advance)
 
 
 @contextmanager
@@ -90,12 +94,13 @@ def _pausing(linears: Sequence[Linear], pruned: set[str], masks: dict[greenlet, 
             handle.remove()
 
 
-def _same_linear(states: Sequence[Any]) -> tuple[Linear, list[Call]]:
+def _same_linear(states: Sequence[Call | None]) -> tuple[Linear, list[Call]]:
     """The linear at which all batches wait."""
-    first = states[0][0]
-    if any(isinstance(state, Tensor) or state[0].name != first.name for state in states):
+    calls = [state for state in states if state is not None]
+    first = calls[0][0]
+    if len(calls) < len(states) or any(linear.name != first.name for linear, _, _ in calls):
         raise _out_of_step(first.block)
-    return first, list(states)
+    return first, calls
 
 
 def _out_of_step(index: int) -> NumericsError:

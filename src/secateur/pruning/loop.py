@@ -11,7 +11,7 @@ from torch import nn
 from secateur.errors import UsageError
 from secateur.methods.initial import united
 from secateur.models.batches import Batch
-from secateur.models.capture import Activations, capture, capture_head_inputs
+from secateur.models.capture import Activations, capture
 from secateur.models.hidden import HiddenStates
 from secateur.models.skeleton import Skeleton
 from secateur.models.stored import StoredParameters
@@ -81,9 +81,7 @@ def prune_blocks(
     missing = [index for index in range(count + run.head) if not run.done(index)]
     if not missing:
         return
-    activations = (
-        capture(skeleton, batches, run.setting.hidden) if run.kinds else Activations(run.setting.hidden, [], [])
-    )
+    activations = capture(skeleton, batches if run.kinds else [], run.setting.hidden)
     progress(0, count)
     for index in range(count):
         needed_later = bool(run.kinds) and index < missing[-1]
@@ -91,7 +89,7 @@ def prune_blocks(
             run.block(index, activations, needed_later)
         progress(index + 1, count)
     if not run.done(count):
-        run.prune_head(batches, activations)
+        run.prune_head(activations)
 
 
 class _Run:
@@ -119,7 +117,7 @@ class _Run:
             if not self.kinds:
                 self._prune_block(index, linears, {}, in_place=False)
             elif self.setting.propagation == "linear":
-                self._prune_in_lockstep(index, block, linears, activations)
+                self._prune_in_lockstep(index, block, linears, activations, needed_later)
                 needed_later = False
             else:
                 advance, workers = dense and needed_later, self.setting.workers
@@ -131,8 +129,7 @@ class _Run:
                 stats.clear()
                 needed_later = needed_later and not dense
         if needed_later:
-            with torch.inference_mode():
-                activations.advance(index, block)
+            activations.advance(index, block)
         self.skeleton.drop_block(index)
 
     def _wanted(self, linear: Linear) -> bool:
@@ -163,14 +160,19 @@ class _Run:
             self._note(job, index, records)
 
     def _prune_in_lockstep(
-        self, index: int, block: nn.Module, linears: Sequence[Linear], activations: Activations
+        self,
+        index: int,
+        block: nn.Module,
+        linears: Sequence[Linear],
+        activations: Activations,
+        needed_later: bool,
     ) -> None:
         job, records = self.jobs[0], {}
 
         def prune(linear: Linear, stats: InputStatistics) -> None:
             records[linear.name] = self._prune(job, linear, stats, True, len(records))
 
-        prune_in_lockstep(index, block, linears, activations, self.kinds, prune, self.setting.workers)
+        prune_in_lockstep(index, block, linears, activations, self.kinds, prune, self.setting.workers, needed_later)
         self._note(job, index, [records[linear.name] for linear in linears])
 
     def _prune(
@@ -202,13 +204,13 @@ class _Run:
             job.output.flush()
         job.journal.add(index, records)
 
-    def prune_head(self, batches: Sequence[Batch], activations: Activations) -> None:
+    def prune_head(self, activations: Activations) -> None:
         """Prune the output head by the statistics of what the last block and the final norm hand to it."""
         head = self.skeleton.head()
         stats = new_statistics(head, self.kinds, self.skeleton.device)
         if self.kinds:
-            for batch, inputs in zip(batches, capture_head_inputs(self.skeleton, batches, activations), strict=True):
-                stats.update(inputs, batch.counted)
+            for mask, inputs in zip(activations.masks, activations.head_inputs(), strict=True):
+                stats.update(inputs, mask)
             self.setting.workers.reduce([stats])
         self.skeleton.load_head()
         for job in self.jobs:

@@ -13,6 +13,7 @@ from secateur.methods.base import Method
 from secateur.methods.initial import united
 from secateur.models.skeleton import Skeleton
 from secateur.pruning.choice import LeftDense, choose_linears
+from secateur.pruning.rehearsal import never_called
 from secateur.statistics import ColumnNorms, Gram, Statistic
 
 Propagation = Literal["block", "linear", "dense"]
@@ -78,7 +79,7 @@ def plan_pruning(
     """
     if permute:
         check_permute(pattern)
-    choice = choose_linears(skeleton, skip, include)
+    choice = choose_linears(skeleton, skip, include, never_called(skeleton))
     linears = [*choice.linears, *([skeleton.head()] if head else [])]
     for linear in linears:
         pattern.check_width(linear.inputs, linear.name)

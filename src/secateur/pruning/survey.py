@@ -39,8 +39,7 @@ def survey(
         linears = [linear for linear in skeleton.linears(index) if linear.name in names]
         if index < len(found):
             if activations is not None:
-                with torch.inference_mode():
-                    activations.advance(index, block)
+                activations.advance(index, block)
         else:
             stats = {}
             if activations is not None:

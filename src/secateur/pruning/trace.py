@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from secateur.models.experts import Experts, experts_at
+from secateur.models.experts import experts_at
+from secateur.models.paused import Call
 from secateur.models.skeleton import Skeleton
 from secateur.models.structure import find_linears, is_linear
+from secateur.pruning.rehearsal import expert_share, rehearse
 
 
 @dataclass
@@ -56,72 +55,26 @@ def trace_blocks(skeleton: Skeleton, batch: int, length: int) -> list[BlockTrace
     Experts are assumed to get equal shares of the tokens. A model that cannot run so is taken to be its linears: each
     called with an input of its own unless names and widths say that it is shared.
     """
-    model = copy.deepcopy(skeleton.model)
-    nn.Module.to(model, "meta")
-    blocks = model.get_submodule(skeleton.prefix)
-    assert isinstance(blocks, nn.ModuleList)
-    mixtures = [experts for module in model.modules() for experts in experts_at(module)]
-    share = _expert_share(model, mixtures)
-    for experts in mixtures:
-        experts.module.forward = _Balanced(experts, share)
-    recorder = _Recorder()
-    try:
-        with _watched(blocks, skeleton.prefix, recorder), recorder, _PlainAttention(recorder), torch.inference_mode():
-            _base_model(model)(**_inputs(model, batch, length))
-    except Exception:  # whatever a model's own code makes of tensors without storage
-        return [_from_names(skeleton, index, batch * length, share) for index in range(len(skeleton.blocks))]
-    return recorder.blocks
+    def run(index: int, block: nn.Module, call: Call) -> tuple[Any, BlockTrace]:
+        recorder = _Recorder(call)
+        names = {linear.module: linear.name for linear in find_linears(block, f"{skeleton.prefix}.{index}", index)}
+        with _watched(block, names, recorder), recorder, _PlainAttention(recorder):
+            return block(*call.args, **call.kwargs), recorder.trace
 
-
-def _base_model(model: nn.Module) -> nn.Module:
-    """The model without its head, whose logits are not needed."""
-    return getattr(model, str(getattr(model, "base_model_prefix", "")), model)
-
-
-def _inputs(model: nn.Module, batch: int, length: int) -> dict[str, Any]:
-    known = inspect.signature(_base_model(model).forward).parameters
-    found = {
-        "input_ids": torch.zeros(batch, length, dtype=torch.long, device="meta"),
-        # A mask that is ready for use, and positions, spare the model a look at numbers that are not there.
-        "attention_mask": torch.ones(batch, 1, length, length, dtype=torch.bool, device="meta"),
-        "position_ids": torch.zeros(batch, length, dtype=torch.long, device="meta"),
-        "use_cache": False,
-    }
-    return {name: value for name, value in found.items() if name in known}
-
-
-def _expert_share(model: nn.Module, mixtures: Sequence[Experts]) -> float:
-    """The share of its mixture's tokens that an expert sees, if all see as many."""
-    config = getattr(model, "config", None)
-    chosen = getattr(config, "num_experts_per_tok", None) or 1
-    return chosen / mixtures[0].count if mixtures else 1.0
-
-
-class _Balanced:
-    """Stands in for the forward of ``Experts``, whose choice of tokens needs numbers."""
-
-    def __init__(self, experts: Experts, share: float) -> None:
-        self.experts, self.share = experts, share
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        hidden_states, *_ = self.experts.arguments(args, kwargs)
-        rows = max(1, round(hidden_states.shape[0] * self.share))
-        output = torch.zeros_like(hidden_states)
-        for expert in range(self.experts.count):
-            output[:rows] += self.experts.run(expert, hidden_states[:rows].clone(), None)
-        return output
+    made = rehearse(skeleton, batch, length, run)
+    if made is not None:
+        return [made.get(index, BlockTrace()) for index in range(len(skeleton.blocks))]
+    mixtures = [experts for module in skeleton.model.modules() for experts in experts_at(module)]
+    share = expert_share(skeleton.model, mixtures)
+    return [_from_names(skeleton, index, batch * length, share) for index in range(len(skeleton.blocks))]
 
 
 @contextmanager
-def _watched(blocks: nn.ModuleList, prefix: str, recorder: _Recorder) -> Iterator[None]:
+def _watched(block: nn.Module, names: dict[nn.Module, str], recorder: _Recorder) -> Iterator[None]:
     handles = []
-    for index, block in enumerate(blocks):
-        names = {linear.module: linear.name for linear in find_linears(block, f"{prefix}.{index}", index)}
-        handles.append(block.register_forward_pre_hook(recorder.enter, with_kwargs=True))
-        handles.append(block.register_forward_hook(recorder.leave))
-        for module in {*names, *filter(is_linear, block.modules())}:
-            handles.append(module.register_forward_pre_hook(recorder.before(names.get(module))))
-            handles.append(module.register_forward_hook(recorder.after))
+    for module in {*names, *filter(is_linear, block.modules())}:
+        handles.append(module.register_forward_pre_hook(recorder.before(names.get(module))))
+        handles.append(module.register_forward_hook(recorder.after))
     try:
         yield
     finally:
@@ -132,44 +85,32 @@ def _watched(blocks: nn.ModuleList, prefix: str, recorder: _Recorder) -> Iterato
 class _Recorder(TorchDispatchMode):
     """Counts what every operation inside a block computes, moves and holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__()
-        self.blocks: list[BlockTrace] = []
-        self._inside: BlockTrace | None = None
+        self.trace = BlockTrace()
         self._in_linear = False
         self._live: dict[int, int] = {}
         self._sources: list[Tensor] = []
-
-    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._inside = BlockTrace()
-        self.blocks.append(self._inside)
-        self._live.clear()
-        hidden = args[0] if args else kwargs["hidden_states"]
-        self._hold(hidden)
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._inside = None
-        self._sources.clear()
+        entering = [leaf for leaf in call.leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        self._hold(max(entering, key=lambda leaf: leaf.nbytes))
 
     def before(self, name: str | None) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             self._in_linear = True
-            if self._inside is None:
-                return
             inputs = args[0]
             weight = module.weight
             assert isinstance(weight, Tensor)
             width = inputs.shape[-1]
             rows, outputs = inputs.numel() // max(width, 1), weight.numel() // max(width, 1)
             if name is None:
-                self._inside.flops += 2.0 * rows * width * outputs
+                self.trace.flops += 2.0 * rows * width * outputs
                 return
             known = [number for number, source in enumerate(self._sources) if source is inputs]
             if not known:
                 self._sources.append(inputs)
             source = known[0] if known else len(self._sources) - 1
             live = sum(self._live.values())
-            self._inside.linears.append(LinearTrace(name, outputs, width, rows, source, live, self._inside.moved))
+            self.trace.linears.append(LinearTrace(name, outputs, width, rows, source, live, self.trace.moved))
 
         return hook
 
@@ -177,14 +118,10 @@ class _Recorder(TorchDispatchMode):
         self._in_linear = False
 
     def attention(self, flops: float) -> None:
-        if self._inside is not None:
-            self._inside.flops += flops
+        self.trace.flops += flops
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        inside = self._inside
-        if inside is None:
-            return output
         made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         for tensor in made:
             self._hold(tensor)
@@ -192,20 +129,20 @@ class _Recorder(TorchDispatchMode):
             return output
         packet = getattr(func, "_overloadpacket", None)
         if packet in flop_registry:
-            inside.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=output)
+            self.trace.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=output)
         else:
             read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            inside.moved += sum(tensor.nbytes for tensor in (*read, *made))
+            self.trace.moved += sum(tensor.nbytes for tensor in (*read, *made))
         return output
 
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if self._inside is not None and key not in self._live:
+        if key not in self._live:
             self._live[key] = storage.nbytes()
-            self._inside.largest = max(self._inside.largest, storage.nbytes())
+            self.trace.largest = max(self.trace.largest, storage.nbytes())
             weakref.finalize(storage, self._live.pop, key, None).atexit = False
-            self._inside.peak = max(self._inside.peak, sum(self._live.values()))
+            self.trace.peak = max(self.trace.peak, sum(self._live.values()))
 
 
 class _PlainAttention(TorchFunctionMode):
