@@ -20,7 +20,7 @@ from secateur.models.locate import is_gguf
 
 UNQUANTISED = {"F32": torch.float32, "F16": torch.float16}
 """Weights that are mostly stored so are kept so. Others are written in bf16: nearly every model was published in it, and
-next to what the quantisation took, its rounding is nothing (docs/log.md)."""
+next to what the quantisation took, its rounding is nothing (SmolLM2-135M at Q4_1: perplexity 14.22 with and without)."""
 
 DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 """Values of ``tokenizer.ggml.pre`` for which llama.cpp splits off every digit and then splits as GPT-2 does."""

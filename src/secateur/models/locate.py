@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import re
+import shlex
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
@@ -122,8 +123,8 @@ def _refuse_gguf_alone(folder: Path) -> None:
 
 def _make_folder_of(file: Path) -> str:
     return (
-        f"Make a model folder of it first: `pip install gguf`, then `python -m secateur.models.from_gguf {file} FOLDER`, and "
-        "give that FOLDER."
+        "Make a model folder of it first: `pip install gguf`, then `python -m secateur.models.from_gguf "
+        f"{shlex.quote(str(file))} FOLDER`, and give that FOLDER."
     )
 
 
