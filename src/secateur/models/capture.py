@@ -183,7 +183,11 @@ class _Trial:
 
 def _place_of(leaves: Sequence[Any], given: Sequence[Any], before: Sequence[Any]) -> int:
     """Which of the leaves of block 1's call are the hidden states: the largest that block 0 gave, or that is new."""
-    kept = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point() and whole(leaf)]
+    kept = [
+        place
+        for place, leaf in enumerate(leaves)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and whole(leaf)
+    ]
     from_block = [place for place in kept if any(leaves[place] is one for one in given)]
     new = [place for place in kept if not any(leaves[place] is one for one in before)]
     return max(from_block or new or [0], key=lambda place: leaves[place].numel() if kept else 0)

@@ -165,7 +165,9 @@ def _settle(model: nn.Module) -> None:
         # RWKV halves its hidden states every few blocks and its weights to match: powers of two, for fp16's range only.
         "rescale_every": 0,
     }
-    for config in {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values():
+    for config in {
+        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+    }.values():
         for name, value in wanted.items():
             if getattr(config, name, value) != value:
                 setattr(config, name, value)

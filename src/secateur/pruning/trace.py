@@ -55,6 +55,7 @@ def trace_blocks(skeleton: Skeleton, batch: int, length: int) -> list[BlockTrace
     Experts are assumed to get equal shares of the tokens. A model that cannot run so is taken to be its linears: each
     called with an input of its own unless names and widths say that it is shared.
     """
+
     def run(index: int, block: nn.Module, call: Call) -> tuple[Any, BlockTrace]:
         recorder = _Recorder(call)
         names = {linear.module: linear.name for linear in find_linears(block, f"{skeleton.prefix}.{index}", index)}
