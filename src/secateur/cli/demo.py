@@ -152,7 +152,7 @@ def demo(
 
 def _runs(model: str, method: str, pattern: str, sparsity: float | None, common: Common) -> list[Run]:
     """The rows of a pattern's table. Raises ``SecateurError`` for what is no model, or cannot be asked for."""
-    from secateur.models.loading import max_positions
+    from secateur.models.configuration import max_positions
     from secateur.models.locate import locate_model
 
     show = BUNDLED if model == REFERENCE else ANY
