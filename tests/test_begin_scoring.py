@@ -20,6 +20,7 @@ from secateur.generation.engine import Engine, Sampling
 from secateur.generation.self_generation import Goal, SelfGeneration
 from secateur.generation.styles.base import Material
 from secateur.generation.styles.prefix import Prefix
+from secateur.generation.styles.self_calibration import SelfCalibration
 from secateur.journal import Journal
 from secateur.models.begin import Begin
 from secateur.pipeline.calibrate import plan_calibration
@@ -223,3 +224,6 @@ def test_a_begin_token_that_the_tokenizer_does_not_name_is_still_put_before_samp
     ids = [json.loads(line)["token_ids"] for line in (place / "samples.jsonl").read_text().splitlines()]
     assert [row[0] for row in ids] == [0, 0, 0]
     assert all(0 not in row[1:] for row in ids)
+    material = Material(transformers.AutoTokenizer.from_pretrained(folder), 0, (), 0, "document", 0)
+    assert material.tokenizer.bos_token_id is None
+    assert next(SelfCalibration().prompts(material)) == [0]
