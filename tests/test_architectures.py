@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from conftest import CONFIGS, save_model, sequences
+from conftest import CONFIGS, planned, save_model, sequences
 from conftest import prune_folder as prune
 from secateur.allocation.uniform import Uniform
 from secateur.errors import ModelError, NumericsError, PatternError, UsageError, VerificationError
@@ -134,14 +134,16 @@ def test_a_tied_head_is_refused(tmp_path):
         plan_pruning(Skeleton(model), METHODS.load("wanda")(), parse_pattern("2:4"), 0.5, Uniform(), head=True)
 
 
-def test_experts_stored_in_an_unknown_way_are_refused(tmp_path):
-    config = transformers.GptOssConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
-        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64,
+def test_experts_stored_in_an_unknown_way_stay_dense_and_are_named(tmp_path):
+    config = transformers.JetMoeConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_key_value_heads=2, kv_channels=8,
+        num_local_experts=4, max_position_embeddings=64,
     )  # fmt: skip
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="mixture-of-experts"):
-        Skeleton(tmp_path)
+    folder = save_model(config, tmp_path / "dense")
+    plan = planned(Skeleton(folder), "magnitude")
+    assert any("no linears that Secateur can take apart" in str(one) for one in plan.left)
+    records, _ = prune(folder, tmp_path / "out", "wanda")
+    assert {record.name.rpartition(".")[2] for record in records} == {"kv_proj"}
 
 
 def test_an_encoder_decoder_is_refused(tmp_path):

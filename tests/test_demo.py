@@ -43,7 +43,10 @@ def test_a_table_for_each_pattern(run, llama, tmp_path):
     assert code == 0
     assert "note: unstructured: sparsegpt, text it wrote itself" in errors
     first, second = re.findall(r"^Held-out perplexity of (.*):\n\n((?:.+\n)+)", printed, flags=re.MULTILINE)
-    assert re.fullmatch(r"\S+ \(concat-64, 128 tokens of English, 128 tokens of Python\), pruned to 2:4", first[0])
+    assert re.fullmatch(
+        r"\S+ \(concat-64, begin token in every window, 128 tokens of English, 128 tokens of Python\), pruned to 2:4",
+        first[0],
+    )
     assert second[0].endswith("pruned to 50%")
     rows = [line.split("  ")[0] for line in first[1].splitlines()[2:]]
     assert rows == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,9 +20,8 @@ from secateur.methods import METHODS
 from secateur.methods.base import Pruned, ScoreMethod
 from secateur.methods.wanda import Wanda
 from secateur.models.batches import make_batches
-from secateur.models.capture import Activations, capture
+from secateur.models.capture import capture
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.hidden import HiddenStates
 from secateur.models.loading import load_model
 from secateur.models.skeleton import Skeleton
 from secateur.models.structure import find_linears
@@ -269,9 +269,8 @@ SCALE = torch.linspace(0.5, 2, 32)
 )
 def test_only_what_provably_keeps_the_block_the_same_is_reordered(free, between, beside):
     torch.manual_seed(0)
-    block, hidden = Block(between, beside), HiddenStates()
-    hidden.append(torch.randn(2, 5, 8))
-    activations = Activations(hidden, [[((), {})]], [None])
+    block, hidden = Block(between, beside), torch.randn(2, 5, 8)
+    activations = SimpleNamespace(forward=lambda index, block, batch: block(hidden))
     found = find_free(0, block, find_linears(block, "blocks.0", 0), activations, Workers())
     assert [(one.consumer.name, [one.name for one in one.producers]) for one in found] == (
         [("blocks.0.down", ["blocks.0.up"])] if free else []

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from conftest import masks_of, prune_folder
 from secateur.masks.agreement import agreement, jaccard, shared_counts
+from secateur.models.checkpoint import Checkpoint
 from secateur.pruning.forecast import Forecast
 from secateur.studies import machine, workers
 from secateur.studies.mask_sample import overlap, positions, sample_masks
@@ -42,19 +42,18 @@ def test_small_models_are_kept_whole_so_their_overlap_is_exact(llama, tmp_path):
     assert 0.33 < found[0] < 1
 
 
-def test_inputs_that_were_reordered_are_put_back(tmp_path):
-    mask = torch.rand(8, 16, generator=torch.Generator().manual_seed(0)) > 0.5
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+def test_inputs_that_were_reordered_are_put_back(llama, tmp_path):
+    name = "model.layers.0.mlp.down_proj"
+    mask = torch.rand(32, 64, generator=torch.Generator().manual_seed(0)) > 0.5
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
 
-    def folder(name, weight, order):
-        (tmp_path / name).mkdir()
-        save_file({"w": weight.float().contiguous()}, tmp_path / name / "model.safetensors")
-        record = types.SimpleNamespace(name="w", key="w", weights=128, order=order, transposed=False)
-        return sample_masks(tmp_path / name, [record])
+    def sampled(folder, weight, order):
+        Checkpoint(llama).copy_to(folder).patch({f"{name}.weight": weight.float().contiguous()})
+        return sample_masks(folder, [types.SimpleNamespace(name=name, weights=2048, order=order, transposed=False)])
 
-    plain, moved = folder("plain", mask, []), folder("moved", mask[:, order], order.tolist())
+    plain, moved = sampled(tmp_path / "plain", mask, []), sampled(tmp_path / "moved", mask[:, order], order.tolist())
     assert overlap(plain, moved)[:2] == (1.0, 1.0)
-    assert overlap(plain, folder("other", mask[:, order], []))[0] < 1
+    assert overlap(plain, sampled(tmp_path / "other", mask[:, order], []))[0] < 1
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])

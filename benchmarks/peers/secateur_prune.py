@@ -24,6 +24,7 @@ from secateur.models.capture import Activations
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.hidden import HiddenStates
 from secateur.models.skeleton import Skeleton
+from secateur.models.stored import StoredParameters
 from secateur.pruning import loop
 from secateur.pruning.loop import Job, Setting
 from secateur.pruning.plan import PruningPlan, plan_pruning
@@ -53,8 +54,8 @@ def time_phases(phases: Phases, jobs: list[Job]) -> None:
         phases.wrap(Skeleton, function, "load")
     # What a job reads to prune it again is part of that job's cost when there are several.
     phases.wrap(Checkpoint, "read", lambda *_: phases.inside if len(jobs) > 1 and "solve" in phases.inside else "load")
-    for function in ("patch", "sync"):
-        phases.wrap(Checkpoint, function, lambda output, *_: f"save{suffix[id(output)]}")
+    for function in ("write", "flush"):
+        phases.wrap(StoredParameters, function, lambda output, *_: f"save{suffix[id(output)]}")
 
 
 def matrix_seconds(skeleton: Skeleton, rows: int, dtype: torch.dtype) -> dict[str, Moment]:

@@ -15,6 +15,7 @@ from secateur.calibration.sample import CalibrationSet, read_samples
 from secateur.calibration.sources.base import TextSource
 from secateur.calibration.sources.resolve import MIXTURE, SELF, resolve_source, resolve_text_source
 from secateur.errors import ModelError, RecipeError, UsageError
+from secateur.generation.styles.base import Material, Style
 from secateur.models.begin import begin_token
 from secateur.models.loading import check_loadable, load_tokenizer, pick_device, settled_dtype
 from secateur.pipeline.calibration_stage import (
@@ -88,21 +89,10 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
     own, drawn = (any((part.source is None) == written for part in parts) for written in (True, False))
     lacking = packing.bos_policy != "sample" and (spec.selection.name != "random" or (drawn and bool(spec.filters)))
     if own:
-        if spec.packing == "paper-document":
-            raise UsageError(
-                "calibration.packing=paper-document needs texts longer than a sample, and generated ones are as long as one; "
-                "use paper-joined (which paper means for them), concat or document."
-            )
-        sampling_of(recipe)
         check_loadable(model.folder)
-        generation = spec.generation.model_dump() | {"engine": _deciding_engine(recipe)}
         material = material_of(recipe, tokenizer, model.positions)
-        style.check(material, packing.length)
         lacking |= not style.begins(material)
-        if style.uneven:  # before, the longest prompt of a batch cut the answers to all of it
-            resolved["answers"] = "as long as each prompt leaves room"
-        resolved |= {"generation": generation, "dtype": dtype, "device": device}
-        resolved["prefix_fingerprint"] = [source.fingerprint() for source, _ in material.sources]
+        resolved |= {"dtype": dtype, "device": device} | _writing(recipe, style, material, packing)
     if drawn:
         resolved |= {"pool": spec.pool, "text_key": spec.text_key, "split": spec.split, "revision": spec.revision}
         resolved |= {"dtype": dtype, "device": device} if filters or spec.selection.name != "random" else {}
@@ -111,6 +101,24 @@ def plan_calibration(recipe: Recipe, model: ResolvedModel | None = None) -> Cali
     if lacking and begin_token(tokenizer) is not None:  # what is scored may lack it; sets from before were scored so
         resolved["scored"] = "after the begin token"
     return CalibrationStage(recipe, model, tokenizer, packing, filters, selection, style, parts, resolved)
+
+
+def _writing(recipe: Recipe, style: Style, material: Material, packing: Packing) -> dict[str, Any]:
+    """What decides what the model writes. Raises ``UsageError`` for what cannot be written."""
+    spec = recipe.calibration
+    if spec.packing == "paper-document":
+        raise UsageError(
+            "calibration.packing=paper-document needs texts longer than a sample, and generated ones are as long as one; "
+            "use paper-joined (which paper means for them), concat or document."
+        )
+    sampling_of(recipe)
+    style.check(material, packing.length)
+    # Before, the longest prompt of a batch cut the answers to all of it.
+    answers = {"answers": "as long as each prompt leaves room"} if style.uneven else {}
+    return answers | {
+        "generation": spec.generation.model_dump() | {"engine": _deciding_engine(recipe)},
+        "prefix_fingerprint": [source.fingerprint() for source, _ in material.sources],
+    }
 
 
 def _deciding_engine(recipe: Recipe) -> dict[str, Any]:
