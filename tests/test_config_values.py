@@ -175,6 +175,14 @@ def test_values_that_make_no_model(run, folder, tmp_path, text_file, name):
     assert not (tmp_path / "store").exists()
 
 
+def test_end_tokens_that_are_no_ids(run, folder, text_file):
+    wrote("generation_config.json", json.dumps({"eos_token_id": "</s>"}))(folder)
+    for command in (["generate"], ["evaluate", "--text", text_file, "--protocol", "document"]):
+        code, _, errors = run(command[0], folder, *command[1:], "--dry-run")
+        assert code == 2
+        assert "generation_config.json names '</s>' as what ends a text (eos_token_id); that must be an id" in errors
+
+
 @pytest.mark.parametrize(
     ("values", "positions"),
     [

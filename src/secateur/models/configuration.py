@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from secateur.errors import ModelError
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.layout import CONFIG, NAMED_WEIGHTS, config_values
+from secateur.models.config_file import CONFIG, NAMED_WEIGHTS, config_values
 from secateur.models.model_class import from_config, model_class
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")

@@ -14,12 +14,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from secateur.errors import ModelError
+from secateur.models.config_file import (
+    ADAPTER,
+    CONFIG,
+    NAMED_WEIGHTS,
+    base_model,
+    content_of,
+    is_dangling,
+    links_to_nowhere,
+    named_weights,
+    refuse_adapter,
+    why_absent,
+)
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-NAMED_WEIGHTS = "transformers_weights"
-"""The key of config.json that names the file with the weights."""
-
-ADAPTER = "adapter_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 OTHER_WEIGHTS = {
     *(".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".npz"),
@@ -56,24 +64,24 @@ def read_layout(folder: Path) -> Layout:
     """The layout of a folder. Raises ``ModelError`` when transformers would load no weights from it, or others than
     those that Secateur reads."""
     place, names = f"The model folder {folder}", _names_in(folder)
-    refuse_adapter(names, place, _base_model(_bytes(folder / ADAPTER)))
+    refuse_adapter(names, place, base_model(content_of(folder / ADAPTER)))
     ranks = sorted(name for name in names if RANK_SHARD.match(name))
     if ranks:
         raise ModelError(
             f"{place} holds the shards of a distributed checkpoint ({_listed(ranks)}), which transformers would load and "
             "Secateur does not read. Save the model again with save_pretrained."
         )
-    named = named_weights(_bytes(folder / CONFIG))
+    named = named_weights(content_of(folder / CONFIG))
     _refuse_dangling(folder, [named] if isinstance(named, str) else [WEIGHTS, INDEX])
     opened = opened_file({*names, *_named_in_subfolder(folder, named)}, named, place)
     dangling = links_to_nowhere(folder)
     if not opened.endswith(".json"):
         return _sorted(names, (opened,), None, dangling)
-    index, place = (folder / opened).read_bytes(), f"{folder / opened}"
+    index, place = (folder / opened).readcontent_of(), f"{folder / opened}"
     shards = shards_of(index, place)
     for shard in shards:
         if not (folder / shard).is_file():
-            raise ModelError(f"{place} names {shard}, but {_absent(folder / shard)}; download it again.")
+            raise ModelError(f"{place} names {shard}, but {why_absent(folder / shard)}; download it again.")
     refuse_without_metadata(index, place)
     return _sorted(names, tuple(shards), opened, dangling)
 
@@ -131,82 +139,10 @@ def refuse_without_metadata(index: bytes, place: str) -> None:
         )
 
 
-def refuse_adapter(names: Collection[str], place: str, base: str | None = None) -> None:
-    """Raise ``ModelError`` for an adapter, alone or beside a whole model: where peft is installed, transformers would load
-    it too, so what is pruned would not be what is loaded. ``base``: the model that the adapter is for."""
-    if ADAPTER not in names:
-        return
-    of = f" for {base}" if base else ""
-    merged = "with peft: PeftModel.merge_and_unload(), then save_pretrained"
-    if CONFIG not in names:
-        raise ModelError(
-            f"{place} holds an adapter{of} ({ADAPTER}), not a model. Merge it into its model first ({merged})."
-        )
-    raise ModelError(
-        f"{place} holds an adapter{of} ({ADAPTER}) beside the model, and transformers loads it with the model where peft is "
-        f"installed. Merge it into the model first ({merged}), or take {ADAPTER} out of the folder to go without it."
-    )
-
-
-def links_to_nowhere(folder: Path) -> list[str]:
-    """The names in a folder that are links to files which do not exist."""
-    return sorted(path.name for path in folder.iterdir() if _is_dangling(path))
-
-
 def is_weights(name: str) -> bool:
     """Whether a file of this name holds a model's weights in some format, or an index of them."""
     path = PurePosixPath(name)
     return path.suffix in {*OTHER_WEIGHTS, ".safetensors"} or bool(WEIGHT_INDEX.search(path.name))
-
-
-def config_values(folder: Path) -> dict[str, Any]:
-    """What config.json says. Raises ``ModelError`` when it is missing or no JSON object."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise no_config(folder)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ModelError(f"transformers cannot read {path}: it is no JSON ({error}). Download it again.") from error
-    if not isinstance(found, dict):
-        raise ModelError(
-            f"transformers cannot read {path}: it holds a {type(found).__name__} instead of an object. Download it again."
-        )
-    return found
-
-
-def no_config(folder: Path) -> ModelError:
-    """What to say of a folder without a config.json."""
-    names = {path.name for path in folder.iterdir()} - {CONFIG}
-    refuse_adapter(names, f"The folder {folder}", _base_model(_bytes(folder / ADAPTER)))
-    why = f": {_absent(folder / CONFIG)}" if _is_dangling(folder / CONFIG) else ""
-    return ModelError(f"The folder {folder} has no {CONFIG}{why}, so it is not a Hugging Face model folder.")
-
-
-def named_weights(config: bytes) -> Any:
-    """What the content of a config.json says under ``transformers_weights``; ``None`` when it says nothing, or cannot be
-    read: of what is wrong with it ``config_values`` tells."""
-    try:
-        found = json.loads(config)
-    except ValueError:
-        return None
-    return found.get(NAMED_WEIGHTS) if isinstance(found, dict) else None
-
-
-def _bytes(path: Path) -> bytes:
-    return path.read_bytes() if path.is_file() else b""
-
-
-def _base_model(adapter: bytes) -> str | None:
-    """The model that an adapter is for, by the content of its adapter_config.json."""
-    try:
-        found = json.loads(adapter)
-    except ValueError:
-        return None
-    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
-    return base if isinstance(base, str) and base else None
 
 
 def _named_file(names: Collection[str], named: Any, place: str) -> str:
@@ -290,22 +226,11 @@ def _refuse_dangling(folder: Path, names: Sequence[str]) -> None:
     if any((folder / name).is_file() for name in names):
         return
     for path in (folder / name for name in names):
-        if _is_dangling(path):
+        if is_dangling(path):
             raise ModelError(
-                f"The weights {path} cannot be read: {_absent(path)}. Download the model again, or copy it with what its "
+                f"The weights {path} cannot be read: {why_absent(path)}. Download the model again, or copy it with what its "
                 "links lead to."
             )
-
-
-def _is_dangling(path: Path) -> bool:
-    return path.is_symlink() and not path.exists()
-
-
-def _absent(path: Path) -> str:
-    """Why there is no file at ``path``."""
-    if path.is_symlink():
-        return f"it is a link to {path.readlink()}, which does not exist"
-    return "it is a folder" if path.is_dir() else "there is no such file beside it"
 
 
 def _sorted(

@@ -13,8 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from secateur.errors import ModelError, UsageError
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.config_file import links_to_nowhere
 from secateur.models.configuration import causal_config, refuse_quantised, said
-from secateur.models.layout import links_to_nowhere
 from secateur.models.model_class import model_class
 from secateur.models.skeleton import DTYPES
 
@@ -82,7 +82,19 @@ def _loaded(folder: Path, dtype: torch.dtype | None, device_map: str | None) -> 
             f"The checkpoint {folder} lacks {len(absent)} of the weights its config.json asks for, the first being "
             f"{absent[0]!r}. They do not belong together."
         )
+    _refuse_end_tokens(folder, model)
     return model
+
+
+def _refuse_end_tokens(folder: Path, model: Any) -> None:
+    """Raise ``ModelError`` for end tokens that are no ids."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    ids = found if isinstance(found, list) else [found]
+    if not all(one is None or isinstance(one, int) for one in ids):
+        raise ModelError(
+            f"{folder / 'generation_config.json'} names {found!r} as what ends a text (eos_token_id); that must be an id, or a "
+            "list of them."
+        )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -10,16 +10,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
 from secateur.errors import ModelError
-from secateur.models.layout import (
-    CONFIG,
-    INDEX,
-    is_weights,
-    named_weights,
-    no_config,
-    opened_file,
-    refuse_adapter,
-    repository_layout,
-)
+from secateur.models.config_file import CONFIG, named_weights, no_config, refuse_adapter
+from secateur.models.layout import INDEX, is_weights, opened_file, repository_layout
 
 REFERENCE = "reference"
 """The name of the bundled model."""
