@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from model_types.hints import HINTS
+from model_types.products import no_cache
 from model_types.tiny import FIRST, SCALES, SPECIAL_TOKENS, Scale, changed_fields, shrink, sub_configs
 
 MOST_PARAMETERS = 2_000_000
@@ -196,9 +196,3 @@ def smallest_vocabulary(config: PreTrainedConfig) -> int:
 @torch.inference_mode()
 def logits(model: PreTrainedModel, tokens: list[int]) -> Tensor:
     return model(input_ids=torch.tensor([tokens]), **no_cache(model)).logits
-
-
-def no_cache(model: PreTrainedModel) -> Mapping[str, bool]:
-    """``use_cache=False``, where the model's forward knows it."""
-    known = inspect.signature(model.forward).parameters
-    return {"use_cache": False} if "use_cache" in known or "kwargs" in known else {}
