@@ -71,3 +71,11 @@ HINTS: dict[str, Hint] = {
     "xmod": Hint("the model refuses to run without a language", final={"default_language": "en_XX"}),
     "zamba2": Hint("blocks share their attention, which shows only where two have it", scale={"alike": 2}),
 }
+
+BY_NATURE: dict[str, str] = {
+    "gemma4_assistant": "it drafts for another model, whose keys and values it reads",
+    "gemma4_unified_assistant": "it drafts for another model, whose keys and values it reads",
+    "musicgen": "it reads codes of sound, and transformers builds no causal LM from its configuration",
+    "musicgen_melody": "it reads codes of sound, and transformers builds no causal LM from its configuration",
+}
+"""Types that are no language models by themselves, and why: that they are not built or are refused is right."""
