@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import multiprocessing
 import resource
 import sys
@@ -25,12 +24,12 @@ from typing import Any
 
 import torch
 import transformers
+
+import secateur
 from model_types.build import all_types
 from model_types.page import page
 from model_types.pruning import Setting
 from model_types.trial import Row, settings, try_type
-
-import secateur
 from secateur.journal import Journal
 from secateur.models.loading import quiet_transformers
 
@@ -70,7 +69,11 @@ def try_types(types: Sequence[str], ways: Sequence[Setting], work: Path, jobs: i
         for row in pool.map(lambda one: in_process(context, one, ways, work, seconds), waiting):
             journal.append({"stamp": stamp, "row": asdict(row)})
             rows[row.model_type] = row
-            print(f"{len(rows)}/{len(types)} {row.model_type}: {row.outcome} {row.detail[:200]}", file=sys.stderr, flush=True)
+            print(
+                f"{len(rows)}/{len(types)} {row.model_type}: {row.outcome} {row.detail[:200]}",
+                file=sys.stderr,
+                flush=True,
+            )
     return [rows[one] for one in types]
 
 

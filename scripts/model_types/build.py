@@ -18,7 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from model_types.hints import HINTS
 from model_types.products import no_cache
-from model_types.tiny import FIRST, SCALES, SPECIAL_TOKENS, Scale, changed_fields, shrink, sub_configs
+from model_types.sizes import FIRST, SCALES, SPECIAL_TOKENS, Scale
+from model_types.tiny import changed_fields, shrink, sub_configs
 
 MOST_PARAMETERS = 2_000_000
 LARGEST_LOGIT = 1e4

@@ -6,15 +6,14 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from model_types.build import load
+from model_types.build import load, logits
 from model_types.expected import magnitude, sparsegpt, wanda
-from model_types.products import Inputs, Observed, Region, observe
+from model_types.products import Inputs, Observed, Region, no_cache, observe
 from model_types.pruning import Pruned, Setting
 
 TOLERANCE = {"wanda": 0.002, "sparsegpt": 0.01}
@@ -49,6 +48,8 @@ class Comparison:
     problems: list[str] = field(default_factory=list)
     unseen: dict[str, str] = field(default_factory=dict)
     left_dense: list[str] = field(default_factory=list)
+    pruned_share: float = 0.0
+    """Of the numbers in the blocks' matrices, those in matrices that were pruned."""
 
     @property
     def worst(self) -> Difference | None:
@@ -66,8 +67,8 @@ def differs(one: Difference, setting: Setting) -> bool:
 class Oracle:
     """The dense model, and what its linears are multiplied with."""
 
-    def __init__(self, folder: Path, sequences: Sequence[Sequence[int]]) -> None:
-        self.dense = load(folder)
+    def __init__(self, dense: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> None:
+        self.dense = dense
         self.sequences = sequences
         self.matrices = [name for name, value in self.dense.named_parameters() if value.ndim > 1]
         self.observed = observe(self.dense, sequences, self.matrices)
@@ -77,7 +78,9 @@ class Oracle:
         found = load(pruned.folder)
         comparison = Comparison(setting)
         changed = changed_parameters(self.dense, found)
-        comparison.problems += [f"{name} was changed, but is no matrix" for name in changed if name not in self.matrices]
+        comparison.problems += [
+            f"{name} was changed, but is no matrix" for name in changed if name not in self.matrices
+        ]
         changed = [name for name in changed if name in self.matrices]
         for names, observed in self._inputs(found, changed, setting):
             for name in names:
@@ -85,10 +88,25 @@ class Oracle:
         comparison.problems += _zeros_problem(found, changed, pruned)
         used = {region.parameter for region in self.observed.inputs}
         blocks = {block_of(self.dense, name)[0] for name in changed}
-        comparison.left_dense = [
-            name for name in self.matrices if name in used and name not in changed and block_of(self.dense, name)[0] in blocks
-        ]
+        inside = [name for name in self.matrices if name in used and block_of(self.dense, name)[0] in blocks]
+        comparison.left_dense = [name for name in inside if name not in changed]
+        sizes = {name: self.dense.get_parameter(name).numel() for name in {*inside, *changed}}
+        comparison.pruned_share = sum(sizes[name] for name in changed) / max(1, sum(sizes.values()))
         return comparison
+
+    def padding_matters(self) -> float:
+        """The largest difference that padding on the right makes to a logit of the dense model, of its largest logit."""
+        longest = max(map(len, self.sequences))
+        ids = torch.zeros(len(self.sequences), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(self.sequences):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        with torch.no_grad():
+            padded = self.dense(input_ids=ids, attention_mask=mask, **no_cache(self.dense)).logits
+        alone = [logits(self.dense, list(tokens))[0] for tokens in self.sequences]
+        gaps = [float((padded[row, : len(one)] - one).abs().max()) for row, one in enumerate(alone)]
+        return max(gaps) / max(float(one.abs().max()) for one in alone)
 
     def _inputs(
         self, found: PreTrainedModel, changed: list[str], setting: Setting

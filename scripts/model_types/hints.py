@@ -62,7 +62,10 @@ HINTS: dict[str, Hint] = {
         "the kinds of blocks have no default",
         base={"layer_types": ["conv", "conv", "full_attention", "conv"], "num_hidden_layers": 4},
     ),
-    "qwen4_exp": Hint("the sizes of the indexer have no default", final={f"text_config.{name}": size for name, size in _INDEXER.items()}),
+    "qwen4_exp": Hint(
+        "the sizes of the indexer have no default",
+        final={f"text_config.{name}": size for name, size in _INDEXER.items()},
+    ),
     "qwen4_exp_text": Hint("the sizes of the indexer have no default", final=_INDEXER),
     "reformer": Hint(
         "positions are a grid whose two widths add up to the hidden size",

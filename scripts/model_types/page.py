@@ -49,7 +49,10 @@ def _totals(rows: Sequence[Row]) -> list[str]:
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    lines = ["| type | class | outcome | linears pruned | compared | left dense | seconds |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| type | class | outcome | linears pruned | compared | left dense | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in sorted(rows, key=lambda row: row.model_type):
         left = ", ".join(f"`{name}`" for name in row.left_dense)
         cells = [
@@ -58,6 +61,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
             _outcome(row),
             str(row.linears or ""),
             str(row.compared or "") + (f", {len(row.unseen)} not seen" if row.unseen else ""),
+            f"{row.pruned_share:.1%}" if row.compared else "",
             left,
             f"{row.seconds:.0f}",
         ]

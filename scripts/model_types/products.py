@@ -132,7 +132,7 @@ class _Watch(TorchDispatchMode):
 def find_regions(name: str, parameter: Tensor, weight: Tensor) -> list[Region]:
     """The regions of ``parameter`` that ``weight`` ``[in, out]``, a view of its storage, is; none if it is no such view."""
     rows, columns = parameter.shape[-2:] if parameter.ndim > 1 else (1, len(parameter))
-    offset = weight.storage_offset() - parameter.storage_offset()
+    offset = int(weight.storage_offset()) - int(parameter.storage_offset())
     number, within = divmod(offset, rows * columns)
     row, column = divmod(within, columns)
     (inputs, outputs), (down, right) = weight.shape, weight.stride()

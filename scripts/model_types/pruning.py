@@ -17,11 +17,12 @@ from secateur.pipeline.reporter import Reporter
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to prune."""
+    """One way to prune. ``batch``: sequences at once."""
 
     method: str
     pattern: str
     propagation: str
+    batch: int = 4
 
     def __str__(self) -> str:
         return f"{self.method} {self.pattern} {self.propagation}"
@@ -45,11 +46,10 @@ class Progress(Reporter):
     """Notes whether pruning has begun: what is refused before that is refused beforehand."""
 
     def __init__(self) -> None:
-        self.blocks = 0
+        self.begun = False
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if what == "blocks":
-            self.blocks = done
+        self.begun |= what == "blocks"
 
 
 def add_tokenizer(folder: Path, vocabulary: int) -> None:
@@ -72,6 +72,7 @@ def prune(model: Path, calibration: Path, setting: Setting, out: Path, progress:
             f"pruning.method={setting.method}",
             f"pruning.pattern={setting.pattern}",
             f"pruning.propagation={setting.propagation}",
+            f"pruning.batch_size={setting.batch}",
             "pruning.min_expert_tokens=1",
             "dtype=float32",
             "device=cpu",

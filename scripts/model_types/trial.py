@@ -6,25 +6,22 @@ import shutil
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from model_types.build import NotBuilt, make, sequences, smallest_vocabulary
+from model_types.build import NotBuilt, load, make, sequences, smallest_vocabulary
 from model_types.compare import Comparison, Oracle, in_kinds
 from model_types.pruning import Progress, Setting, add_tokenizer, calibration_set, prune
 from secateur.errors import SecateurError
 
-Outcome = Literal["agrees", "differs", "refused beforehand", "stopped", "traceback", "not built", "no answer"]
-OUTCOMES: tuple[Outcome, ...] = (
-    "agrees",
-    "differs",
-    "refused beforehand",
-    "stopped",
-    "traceback",
-    "not built",
-    "no answer",
-)
+Outcome = Literal[
+    "agrees", "agrees unpadded", "differs", "refused beforehand", "stopped", "traceback", "not built", "no answer"
+]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""From good to bad. Unpadded: one sequence at a time, where transformers itself computes something else with padding."""
+
+PADDING_IS_FELT = 1e-4
 
 
 @dataclass
@@ -41,14 +38,15 @@ class Row:
     compared: int = 0
     unseen: dict[str, str] = field(default_factory=dict)
     left_dense: list[str] = field(default_factory=list)
+    pruned_share: float = 0.0
     said: list[str] = field(default_factory=list)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
     def lower(self, outcome: Outcome, detail: str) -> None:
-        """Note an outcome; the first that is not good stays."""
-        if self.outcome in ("no answer", "agrees"):
+        """Note an outcome; what is worse stays, of what is as bad the first."""
+        if self.outcome == "no answer" or OUTCOMES.index(outcome) > OUTCOMES.index(self.outcome):
             self.outcome, self.detail = outcome, detail
 
 
@@ -80,56 +78,70 @@ def try_type(model_type: str, place: Path, asked: Sequence[Setting]) -> Row:
 
 def _prune_and_compare(row: Row, place: Path, asked: Sequence[Setting]) -> None:
     dense = place / "dense"
-    oracle = Oracle(dense, [])
-    tokens = sequences(oracle.dense)
-    oracle = Oracle(dense, tokens)
-    add_tokenizer(dense, smallest_vocabulary(oracle.dense.config))
+    model = load(dense)
+    tokens = sequences(model)
+    add_tokenizer(dense, smallest_vocabulary(model.config))
+    oracle = Oracle(model, tokens)
     calibration = None
     for setting in asked:
-        progress, out = Progress(), place / str(setting).replace(" ", "-").replace(":", "of")
+        progress = Progress()
         try:
             calibration = calibration or calibration_set(dense, tokens, place / "set")
-            pruned = prune(dense, calibration, setting, out, progress)
+            comparison = _compared(row, oracle, dense, calibration, setting, progress)
+            gap = oracle.padding_matters() if comparison.differing() else 0.0
+            if gap > PADDING_IS_FELT:
+                alone = _compared(row, oracle, dense, calibration, replace(setting, batch=1), progress)
+                if not alone.differing():
+                    row.lower(
+                        "agrees unpadded", f"padding changes the dense model's own logits by {gap:.1%} of the largest"
+                    )
+                    comparison = alone
+            judge(row, comparison)
         except SecateurError as error:
-            row.lower("stopped" if progress.blocks else "refused beforehand", f"{setting}: {error}")
-            if not progress.blocks:
+            row.lower("stopped" if progress.begun else "refused beforehand", f"{setting}: {error}")
+            if not progress.begun:
                 return
-            continue
         except Exception as error:
             row.lower("traceback", f"{setting}: {last_line(error)}")
-            continue
+
+
+def _compared(
+    row: Row, oracle: Oracle, dense: Path, calibration: Path, setting: Setting, progress: Progress
+) -> Comparison:
+    out = dense.parent / "pruned"
+    try:
+        pruned = prune(dense, calibration, setting, out, progress)
         row.linears, row.said = len(pruned.records), pruned.left
-        judge(row, oracle.compare(pruned, setting))
-        shutil.rmtree(out)
+        return oracle.compare(pruned, setting)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def judge(row: Row, comparison: Comparison) -> None:
     """Add what was found for one setting to the row."""
     setting, worst = comparison.setting, comparison.worst
-    entries = sum(one.entries for one in comparison.compared)
+    entries = max(1, sum(one.entries for one in comparison.compared))
     row.unseen |= comparison.unseen
-    row.left_dense = in_kinds(comparison.left_dense)
+    row.left_dense, row.pruned_share = in_kinds(comparison.left_dense), comparison.pruned_share
     row.compared = max(row.compared, len(comparison.compared))
     row.settings[str(setting)] = {
-        "share": sum(one.different for one in comparison.compared) / max(1, entries),
-        "blind": sum(one.blind for one in comparison.compared) / max(1, entries),
+        "share": sum(one.different for one in comparison.compared) / entries,
+        "blind": sum(one.blind for one in comparison.compared) / entries,
         "worst": worst.share if worst else None,
         "worst_linear": worst.name if worst else None,
         "problems": comparison.problems[:5],
     }
+    row.lower("agrees", "")
     if comparison.problems:
         row.lower("differs", f"{setting}: {comparison.problems[0]}")
+    if not comparison.compared:
+        row.lower("differs", f"{setting}: nothing that was pruned could be compared")
     differing = comparison.differing()
     if differing:
         kinds = ", ".join(in_kinds([one.name for one in differing])[:4])
         most = max(one.share for one in differing)
-        row.lower(
-            "differs",
-            f"{setting}: {len(differing)} of {len(comparison.compared)} linears, up to {most:.1%} of a mask: {kinds}",
-        )
-    if not comparison.compared:
-        row.lower("differs", f"{setting}: nothing that was pruned could be compared")
-    row.lower("agrees", "")
+        found = f"{len(differing)} of {len(comparison.compared)} linears, up to {most:.1%} of a mask: {kinds}"
+        row.lower("differs", f"{setting}: {found}")
 
 
 def last_line(error: BaseException) -> str:
