@@ -96,7 +96,8 @@ def _other_models(model: nn.Module) -> list[str]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, Conv1D))
+    """Whether a module is one matrix that all its inputs meet; DeepSeek-V4's of several groups is not."""
+    return isinstance(module, (nn.Linear, Conv1D)) and getattr(module, "n_groups", 1) == 1
 
 
 def _weight(linear: nn.Module) -> Tensor:
