@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 ROWS, RESULTS, TABLE = "linears.csv", "results.json", "table.md"
@@ -18,7 +19,8 @@ OURS, THEIRS = "secateur", "llm-compressor"
 @dataclass(frozen=True)
 class Row:
     """One linear in two prunings. ``one`` and ``other`` name them; ``both``, ``either``: entries that are zero in both,
-    in at least one; ``difference``: Frobenius norm of the weights' difference, over that of ``other``."""
+    in at least one; ``difference``: Frobenius norm of the weights' difference, over that of ``other``. ``gap``: where it
+    was looked at, how far apart the scores are, relatively, of weights of which each is pruned in one alone, at most."""
 
     method: str
     pattern: str
@@ -29,6 +31,7 @@ class Row:
     both: int
     either: int
     difference: float
+    gap: float | None = None
 
     @property
     def block(self) -> int:
@@ -48,6 +51,23 @@ def compare(method: str, pattern: str, one: str, other: str, linear: str, weight
     return Row(method, pattern, one, other, linear, first.numel(), both, either, float(f"{difference:.4g}"))
 
 
+def score_gap(scores: Tensor, weights: tuple[Tensor, Tensor], group: int) -> float | None:
+    """Among each ``group`` consecutive ``scores`` of a row (0: the whole row), the largest relative difference between a
+    weight that is zero in the first of ``weights`` alone and one that is in the second alone; ``None`` without any."""
+    first, second = ((weight == 0).reshape(-1, group or weight.shape[1]) for weight in weights)
+    grouped = scores.double().reshape(first.shape)
+    rows = (first != second).any(dim=1)
+    if not rows.any():
+        return None
+    grouped, first, second = grouped[rows], first[rows], second[rows]
+    alone = [grouped.where(one & ~other, float("nan")) for one, other in ((first, second), (second, first))]
+    furthest = (alone[0][:, :, None] - alone[1][:, None, :]).abs() / torch.maximum(
+        alone[0][:, :, None], alone[1][:, None, :]
+    )
+    known = furthest[~furthest.isnan()]
+    return float(f"{known.max().item():.3g}") if known.numel() else None
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     with path.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(Row)], lineterminator="\n")
@@ -57,6 +77,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def read_rows(path: Path) -> list[Row]:
     kinds: dict[str, Callable[[str], Any]] = {"weights": int, "both": int, "either": int, "difference": float}
+    kinds["gap"] = lambda value: float(value) if value else None
     with path.open(newline="") as stream:
         return [
             Row(**{name: kinds.get(name, str)(value) for name, value in entry.items()})

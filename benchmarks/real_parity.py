@@ -29,13 +29,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import parity_report as report
 import torch
-from parity_report import OURS, THEIRS, Row, compare
+from parity_report import OURS, THEIRS, Row, compare, score_gap
 from peers.llmcompressor_folder import IDS, RESULT, WEIGHTS, FolderRequest
 from peers.secateur_replay import replay
 from report import processor
@@ -170,7 +170,7 @@ class Parity:
                 folder = self._as_model(folder)
         measured = {
             "text": str(self.asked.text), "protocol": self.asked.protocol, "limit": self.asked.windows, "fidelity": False,
-            "dtype": "float32",
+            "dtype": self.asked.evaluation_dtype,
         }  # fmt: skip
         recipe = Recipe.model_validate({"model": str(folder), "evaluation": measured})
         return evaluate(recipe, store=self.work / "store").scores["perplexity"]["value"]
@@ -218,9 +218,13 @@ def replayed(parity: Parity, pruning: Pruning) -> list[Row]:
         methods[INCLUSIVE] = make(**settings, inclusive_threshold=True)
     found: dict[str, list[Row]] = {label: [] for label in methods}
     theirs = parity.theirs(pruning)
-    for name, their, ours in replay(parity.model, theirs, parity.ids(), methods, pruning.pattern, pruning.sparsity):
+    group = int(pruning.pattern.partition(":")[2] or 0)
+    steps = replay(parity.model, theirs, parity.ids(), methods, pruning.pattern, pruning.sparsity)
+    for name, their, ours, scores in steps:
         for label, weight in ours.items():
             row = compare(pruning.method, pruning.pattern, label, THEIRS, name, (weight, their))
+            if scores is not None:
+                row = replace(row, gap=score_gap(scores, (weight, their), group))
             found[label].append(row)
     rows = [row for label in methods for row in found[label]]
     report.write_rows(made, rows)
@@ -230,7 +234,7 @@ def replayed(parity: Parity, pruning: Pruning) -> list[Row]:
 def measure(parity: Parity, pruning: Pruning, rows: Path, perplexities: dict[str, Any], without: list[str]) -> None:
     """Add what ``pruning`` gives to the file of ``rows`` and to ``perplexities``, except what they have already."""
     known = report.read_rows(rows) if rows.exists() else []
-    pairs = [(OURS, THEIRS), (SINGLY, OURS), (BACKWARDS, THEIRS), (LINEAR, THEIRS), (DENSE, THEIRS), (REPLAYED, THEIRS)]
+    pairs = [(OURS, THEIRS), (REPLAYED, THEIRS), (SINGLY, OURS), (BACKWARDS, THEIRS), (LINEAR, THEIRS), (DENSE, THEIRS)]
     for one, other in pairs:
         if one in without or any(
             (row.method, row.pattern, row.one) == (pruning.method, pruning.pattern, one) for row in known
@@ -262,7 +266,12 @@ def facts(parity: Parity) -> dict[str, Any]:
             "tokens": sum(map(len, ids)),
         },
         "model_sha256": hashlib.sha256((Path(asked.model) / "model.safetensors").read_bytes()).hexdigest(),
-        "evaluation": {"text": Path(asked.text).name, "protocol": asked.protocol, "windows": asked.windows},
+        "evaluation": {
+            "text": Path(asked.text).name,
+            "protocol": asked.protocol,
+            "windows": asked.windows,
+            "dtype": asked.evaluation_dtype,
+        },
         "damping": DAMPING,
         "block": BLOCK,
         "llm-compressor": peers,
@@ -282,6 +291,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--protocol", default="concat-512")
     parser.add_argument("--windows", type=int, default=24, help="of the evaluation, evenly spread")
+    parser.add_argument("--evaluation-dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--only", nargs="+", choices=[str(pruning) for pruning in PRUNINGS])
     parser.add_argument("--without", nargs="+", choices=CONTROLS, default=[])
     parser.add_argument("--peer-python", type=Path, help=f"Python of a virtual environment that has {THEIRS}")

@@ -62,7 +62,7 @@ def test_given_the_same_inputs_both_programs_prune_the_same_weights_in_every_blo
         else {"ours": Wanda()}
     )
     rows = []
-    for name, their, ours in replay(folder, theirs, tokens, methods, pattern, 0.5):
+    for name, their, ours, _ in replay(folder, theirs, tokens, methods, pattern, 0.5):
         rows.append(compare(method, pattern, "ours", "theirs", name, (ours["ours"], their)))
     assert [row.block for row in rows] == [0] * 7 + [1] * 7
     assert equal(rows) >= 0.9999
@@ -82,7 +82,7 @@ def test_a_replay_follows_the_other_programs_weights(textbook, tmp_path):
     save_file(weights, tmp_path / "flipped.safetensors")
     methods = {"ours": SparseGPT() if method == "sparsegpt" else Wanda()}
     both = [
-        {name: ours["ours"] != 0 for name, _, ours in replay(folder, file, tokens, methods, pattern, 0.5)}
+        {name: ours["ours"] != 0 for name, _, ours, _ in replay(folder, file, tokens, methods, pattern, 0.5)}
         for file in (theirs, tmp_path / "flipped.safetensors")
     ]
     for name, mask in both[0].items():
@@ -97,6 +97,17 @@ def test_a_row_counts_what_is_zero_in_both_and_in_either():
     assert (row.block, row.weights, row.both, row.either, row.differing) == (3, 4, 1, 3, 2)
     assert row.difference == pytest.approx((13 / 20) ** 0.5, rel=1e-3)
     assert (equal([row, row]), jaccard([row])) == (0.5, pytest.approx(1 / 3))
+
+
+def test_the_gap_is_that_of_scores_that_the_programs_order_otherwise():
+    from parity_report import score_gap
+
+    scores = torch.tensor([[1.0, 2.0, 2.1, 4.0, 9.0, 9.0, 9.0, 9.0]])
+    one, other = torch.ones(1, 8), torch.ones(1, 8)
+    one[0, [0, 1]] = other[0, [0, 2]] = 0
+    assert score_gap(scores, (one, other), 4) == pytest.approx(0.1 / 2.1, rel=1e-2)
+    assert score_gap(scores, (one, other), 0) == pytest.approx(0.1 / 2.1, rel=1e-2)
+    assert score_gap(scores, (one, one), 4) is None
 
 
 def test_published_tables_follow_from_the_published_rows():

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from secateur.masks import parse_pattern
-from secateur.methods.base import Method
+from secateur.methods.base import Method, ScoreMethod
 from secateur.models.batches import make_batches
 from secateur.models.capture import capture
 from secateur.models.skeleton import Skeleton
@@ -29,9 +29,9 @@ def replay(
     methods: Mapping[str, Method],
     pattern: str,
     sparsity: float,
-) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-    """For each linear of ``model`` in order: its parameter's name, the other program's weight ``[out, in]``, and those
-    that ``methods`` make of the dense weight, by the methods' keys.
+) -> Iterator[tuple[str, Tensor, dict[str, Tensor], Tensor | None]]:
+    """For each linear of ``model`` in order: its parameter's name, the other program's weight ``[out, in]``, those that
+    ``methods`` make of the dense weight, by the methods' keys, and the scores of the first that has such.
 
     ``pruned``: a safetensors file of the other program's weights by parameter name. ``sequences``: token ids.
     """
@@ -39,6 +39,7 @@ def replay(
     kinds = list(dict.fromkeys(kind for method in methods.values() for kind in method.statistics()))
     activations = capture(skeleton, make_batches(sequences, 1))
     asked = parse_pattern(pattern)
+    scoring = [method for method in methods.values() if isinstance(method, ScoreMethod)]
     with safe_open(pruned, "pt") as theirs:
         for index in range(len(skeleton.blocks)):
             block = skeleton.load_block(index)
@@ -51,7 +52,8 @@ def replay(
                         key: method.prune(weight, stats[linear.name], asked, sparsity).weight
                         for key, method in methods.items()
                     }
-                yield linear.weight.parameter, their, ours
+                    scores = next((one.score(weight, stats[linear.name]) for one in scoring), None)
+                yield linear.weight.parameter, their, ours, scores
                 linear.rows.data.copy_(their)
             with torch.inference_mode():
                 activations.advance(index, block)
