@@ -118,11 +118,13 @@ def main_table(rows: Sequence[Row], results: dict[str, Any]) -> list[str]:
     for (method, pattern, one, other), found in grouped(rows).items():
         if (one, other) != (OURS, THEIRS):
             continue
-        own = perplexity[f"{method} {pattern}"]
+        own = perplexity.get(f"{method} {pattern}", {})
+        measured = [f"{own[label]:.3f}" if label in own else "not measured" for label in (OURS, THEIRS)]
+        ratio = f"{own[OURS] / own[THEIRS]:.4f}" if len(own) == 2 else ""
         first = [row for row in found if row.block == 0]
         differences = sorted(row.difference for row in found)
         lines.append(
-            f"| {method} | {_asked(pattern)} | {own[OURS]:.3f} | {own[THEIRS]:.3f} | {own[OURS] / own[THEIRS]:.4f} "
+            f"| {method} | {_asked(pattern)} | {' | '.join(measured)} | {ratio} "
             f"| {equal(found):.3%} | {equal(first):.4%} | {min(equal([row]) for row in found):.2%} | {jaccard(found):.4f} "
             f"| {differences[len(differences) // 2]:.1e} |"
         )
