@@ -124,8 +124,10 @@ def demo(
 
     plans = {one: _runs(model, method, one, sparsity, common) for one in dict.fromkeys(pattern or [PATTERN])}
     known = Known()
-    for recipe in (recipe for runs in plans.values() for run in runs for recipe in run.recipes.values()):
-        resolved = api.plan_run(recipe, None, known).model
+    recipes = [recipe for runs in plans.values() for run in runs for recipe in run.recipes.values()]
+    for recipe in recipes:
+        api.plan_run(recipe, None, known)
+    resolved = known.model(recipes[0])
     if common.dry_run:
         for one, runs in plans.items():
             for run in runs:
