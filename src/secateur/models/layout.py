@@ -77,7 +77,7 @@ def read_layout(folder: Path) -> Layout:
     dangling = links_to_nowhere(folder)
     if not opened.endswith(".json"):
         return _sorted(names, (opened,), None, dangling)
-    index, place = (folder / opened).readcontent_of(), f"{folder / opened}"
+    index, place = (folder / opened).read_bytes(), f"{folder / opened}"
     shards = shards_of(index, place)
     for shard in shards:
         if not (folder / shard).is_file():
