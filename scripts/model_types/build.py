@@ -149,16 +149,18 @@ def lively(auto: Any, config: PreTrainedConfig, gain: float) -> PreTrainedModel:
 
 @torch.no_grad()
 def enliven(model: nn.Module, gain: float) -> None:
-    """Make weights large enough for activations to matter, and channels unlike: matrices are multiplied by ``gain``,
-    vectors (norms, biases) shifted at random."""
+    """Make weights large enough for activations to matter, and channels unlike: matrices are multiplied by ``gain`` (those
+    that begin as zeros are drawn), vectors (norms, biases) shifted at random."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if not parameter.is_floating_point():
             continue
-        if parameter.ndim >= 2:
-            parameter.mul_(gain)
-        elif parameter.ndim == 1:
+        if parameter.ndim == 1:
             parameter.add_(torch.rand(parameter.shape, generator=generator) - 0.5, alpha=0.8)
+        elif parameter.ndim > 1 and not parameter.any():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02 * gain)
+        elif parameter.ndim > 1:
+            parameter.mul_(gain)
 
 
 def load(folder: Path) -> PreTrainedModel:

@@ -205,12 +205,16 @@ def blind_mask(weight: Tensor, setting: Setting) -> Tensor:
 
 
 def expected_masks(weight: Tensor, inputs: list[Inputs], setting: Setting) -> Iterator[tuple[Tensor, int]]:
-    """Masks that would be right: of weights used more than once in a forward, by all uses or the first alone; where outputs
-    compete (SparseGPT unstructured, magnitude), of the matrix as one linear or as two of half the outputs."""
-    grams = [sum((one.gram for one in inputs[1:]), start=inputs[0].gram), inputs[0].gram] if inputs else []
-    grams = [gram for gram in grams[: 1 if len(inputs) == 1 else 2] if bool(gram.diagonal().any())]
-    compete = setting.group is None and (setting.method == "sparsegpt" or not grams)
-    for gram in grams or [None]:
+    """Masks that would be right: of weights used more than once in a forward, by all uses or the first alone; by magnitude
+    where there were no inputs, or only zeros (what an expert that was not chosen may be given); where outputs compete
+    (SparseGPT unstructured, magnitude), of the matrix as one linear or as two of half the outputs."""
+    grams: list[Tensor | None] = [one.gram for one in inputs[:1]]
+    if len(inputs) > 1:
+        grams.insert(0, sum((one.gram for one in inputs[1:]), start=inputs[0].gram))
+    if not any(gram is not None and gram.any() for gram in grams):
+        grams.append(None)
+    for gram in grams:
+        compete = setting.group is None and (setting.method == "sparsegpt" or gram is None)
         for parts in (1, 2) if compete and len(weight) % 2 == 0 else (1,):
             masks = [_expected(part, gram, setting) for part in weight.chunk(parts)]
             yield torch.cat(masks), parts

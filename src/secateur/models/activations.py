@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Activations:
     def __init__(self, skeleton: Skeleton, batches: Sequence[Batch], hidden: HiddenStates, proof: Proof) -> None:
         self.hidden = hidden
         self.masks = [batch.counted for batch in batches]
-        self._skeleton, self._proof = skeleton, proof
+        self._skeleton, self._proof, self._name = skeleton, proof, type(skeleton.model).__name__
         self._forwards: list[PausedForward] = []
         self._waiting: list[Tensor | None] = []
         self._first: list[Any] = []
@@ -58,7 +58,7 @@ class Activations:
             skeleton.load_outside()
             for batch in batches:
                 inputs = batch.model_inputs(skeleton.device)
-                self._start(PausedForward(skeleton.model, skeleton.blocks, inputs, self._refuse_freed))
+                self._start(PausedForward(skeleton.model, skeleton.blocks, inputs, partial(_refuse_freed, self._name)))
             skeleton.drop_outside()
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class Activations:
         hidden = self._waiting[batch] = self._hidden_states(batch)
         for leaf in leaves:
             if isinstance(leaf, Tensor):
-                self._refuse_freed(leaf)
+                _refuse_freed(self._name, leaf)
         if batch == 0:
             self._first = leaves
         for leaf, first in zip(leaves, self._first, strict=False):
@@ -174,12 +174,14 @@ class Activations:
             if self._waiting[batch] is hidden:
                 _free([hidden])
 
-    def _refuse_freed(self, tensor: Tensor) -> None:
-        if _freed(tensor):
-            raise ModelError(
-                f"{type(self._skeleton.model).__name__} computes with what it had before its first block in some batches and "
-                "not in others, so its blocks cannot be run one at a time. Secateur cannot prune this model."
-            )
+
+def _refuse_freed(name: str, tensor: Tensor) -> None:
+    """Not a method, so that forwards do not refer to what holds them: they are to go when it does."""
+    if _freed(tensor):
+        raise ModelError(
+            f"{name} computes with what it had before its first block in some batches and not in others, so its blocks "
+            "cannot be run one at a time. Secateur cannot prune this model."
+        )
 
 
 def storage(tensor: Tensor) -> int:

@@ -21,8 +21,8 @@ from secateur.models.paused import Call, PausedForward, telling
 from secateur.models.skeleton import Skeleton
 from secateur.models.structure import Linear, inputs_of
 
-SEQUENCES, TOKENS = 2, 32
-"""How much of the first batch a proof takes."""
+SEQUENCES, TOKENS = 2, 31
+"""How much of the first batch a proof takes; a number of tokens that no model has of anything else."""
 
 
 @torch.inference_mode()
@@ -84,6 +84,19 @@ class _Choices(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Used:
+    """What a model computes with after its first block: storages, and whether weights of its own are among them."""
+
+    def __init__(self) -> None:
+        self.begun = self.weights = False
+        self.storages: set[int] = set()
+
+    def watch(self, tensor: Tensor) -> None:
+        if self.begun:
+            self.storages.add(storage(tensor))
+            self.weights |= isinstance(tensor, nn.Parameter)
+
+
 class _Trial:
     """One proof. ``plain``: the forward as it is; ``treated``: as calibration data runs."""
 
@@ -94,14 +107,14 @@ class _Trial:
         self.astray = ""
         self.last = -1  # of the blocks that were run
         self.place = 0
-        self.weights_used = self.outside = False
-        self.used: set[int] = set()
+        self.outside = False
+        self.used = _Used()
         self.called: set[str] = set()
         with telling(skeleton.model, "before its first block"):
             self.treated = Activations(skeleton, [batch], _Aside(), Proof())
             skeleton.load_outside()
             inputs = batch.model_inputs(skeleton.device)
-            self.plain = PausedForward(skeleton.model, skeleton.blocks, inputs, self._watch)
+            self.plain = PausedForward(skeleton.model, skeleton.blocks, inputs, self.used.watch)
         self.first = self.plain.call
         self.variables = list(self.plain.variables())
 
@@ -116,7 +129,7 @@ class _Trial:
         lasting = {
             name
             for name, value in self.variables
-            if isinstance(hidden, Tensor) and value.shape == hidden.shape and storage(value) in self.used
+            if isinstance(hidden, Tensor) and value.shape == hidden.shape and storage(value) in self.used.storages
         }
         uncalled = [one.name for one in linears if one.experts is None and one.name not in self.called]
         return Proof(
@@ -135,7 +148,7 @@ class _Trial:
             output = block(*call.args, **call.kwargs)
             again = self.treated.run(index, block, 0)
         with telling(self.skeleton.model, f"after block {index}"):
-            self.last = index
+            self.last, self.used.begun = index, True
             self.plain.go_on(output)
             self.treated.run(index, block, 0, hand_on=True)
         leaves = _leaves(self.plain.call)
@@ -147,10 +160,10 @@ class _Trial:
                 "the blocks after it would be pruned by is not what they see in the model. Secateur cannot prune this model."
             )
         if self.plain.index < len(self.skeleton.blocks):
-            self.outside |= self.weights_used
+            self.outside |= self.used.weights
             if call is self.first:
                 self.place = _place_of(leaves, tree_leaves(output), call.leaves)
-        self.used |= {storage(leaf) for leaf in leaves if isinstance(leaf, Tensor)}
+        self.used.storages |= {storage(leaf) for leaf in leaves if isinstance(leaf, Tensor)}
         self.skeleton.drop_block(index)
 
     @contextmanager
@@ -173,12 +186,6 @@ class _Trial:
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _watch(self, tensor: Tensor) -> None:
-        """Note what the model computes with after its first block."""
-        if self.last >= 0:
-            self.used.add(storage(tensor))
-            self.weights_used |= isinstance(tensor, nn.Parameter)
 
 
 def _place_of(leaves: Sequence[Any], given: Sequence[Any], before: Sequence[Any]) -> int:
