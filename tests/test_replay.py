@@ -203,7 +203,9 @@ def test_linears_that_are_never_called_are_known_beforehand_and_stay_dense(kind,
 
 def test_a_block_that_is_never_called_stays_dense(tmp_path):
     """Llama 3.2 Vision's cross-attention, on text."""
-    config = transformers.MllamaTextConfig(**_GROUPED | {"num_hidden_layers": 3, "cross_attention_layers": [1]})
+    config = transformers.MllamaTextConfig(
+        **_GROUPED | {"pad_token_id": 2, "num_hidden_layers": 3, "cross_attention_layers": [1]}
+    )
     folder = tmp_path / "dense"
     transformers.MllamaForCausalLM(config).save_pretrained(folder)
     records, _ = prune_folder(folder, tmp_path / "out", "wanda", propagation="linear")
