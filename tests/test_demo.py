@@ -93,6 +93,18 @@ def test_a_model_with_a_chat_template_is_asked(llama, tmp_path):
     assert demo._prompt(resolve_model("reference")) == demo.CODE
 
 
+def test_a_model_that_says_nothing_is_shown_to(capsys):
+    demo._print_continuations(demo.CODE, {"dense": "\nx = 1\ny = 2\n", "pruned": ""})
+    assert capsys.readouterr().out.splitlines() == [
+        "The prompt (two lines) as the dense model continues it:",
+        "    x = 1",
+        "    y = 2",
+        "",
+        "The prompt (two lines) as the pruned model continues it:",
+        f"    {demo.SILENCE}",
+    ]
+
+
 def test_the_bundled_models_table_stays_as_it_is(capsys):
     table = Table("2:4", {"perplexity": {"value": 5.82, "protocol": "concat-512", "tokens": 32768}})
     table.rows.append(

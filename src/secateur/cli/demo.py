@@ -21,6 +21,7 @@ PATTERN = "2:4"
 MOST = 512
 """Tokens of a window at most, of models other than the bundled one."""
 CONTINUATION_TOKENS = 48
+SILENCE = "(nothing: it ends at once)"
 
 
 @dataclass(frozen=True)
@@ -293,4 +294,4 @@ def _print_continuations(prompt: Prompt, continuations: dict[str, str]) -> None:
             print_line()
         which = f"{name} model" if name in ("dense", "pruned") else f"model pruned to {name}"
         print_line(f"{prompt.words} the {which} {prompt.does}:")
-        print_line("    " + text.strip("\n").replace("\n", "\n    "))
+        print_line("    " + (text.strip("\n").replace("\n", "\n    ") or SILENCE))
